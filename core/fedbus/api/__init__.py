@@ -1,0 +1,1 @@
+"""The Python API over a running federation; the command line uses it."""

@@ -1,0 +1,1 @@
+"""Errors, clock, registry, settings. Imports nothing of ours and does no I/O."""

@@ -1,0 +1,72 @@
+"""Typed settings: flag over `FEDBUS_*` over default. The only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fedbus.base.errors import ConfigError, describe, nearest
+
+PREFIX = "FEDBUS_"
+S = TypeVar("S", bound="Settings")
+
+# Every FEDBUS_* variable of any process, so that a misspelt one is an error everywhere.
+VARIABLES: dict[str, str] = {
+    "FEDBUS_DIR": "folder of the local stack (default ./.fedbus)",
+    "FEDBUS_URL": "broker to connect to, credentials included: nats://user:password@host:4222",
+    "FEDBUS_NATS_SERVER": "path of a nats-server binary to embed instead of the shipped one",
+    "FEDBUS_STATE": "folder for a worker's spool and cache",
+    "FEDBUS_LOG": "log level: debug, info, warning or error",
+}
+
+
+class Settings(BaseModel):
+    """A process's settings: frozen, closed, each field described."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def load(cls: type[S], flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> S:
+    """Settings of a process: flags given, then `FEDBUS_<FIELD>`, then defaults.
+
+    Args:
+        cls: the settings model.
+        flags: what the command line gave; None means not given.
+        environ: the environment; the process's own by default.
+
+    Raises:
+        ConfigError: an unknown `FEDBUS_*` variable, or a wrong value.
+    """
+    environ = os.environ if environ is None else environ
+    check_environment(environ)
+    values = {name: environ[key] for name in cls.model_fields if (key := PREFIX + name.upper()) in environ}
+    values.update({name: value for name, value in flags.items() if value is not None})
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(error, cls.model_fields)) from error
+
+
+def check_environment(environ: Mapping[str, str]) -> None:
+    """Refuse a `FEDBUS_*` variable that nothing reads.
+
+    Raises:
+        ConfigError: names the variable and the nearest known one.
+    """
+    for name in environ:
+        if name.startswith(PREFIX) and name not in VARIABLES:
+            close = nearest(name, VARIABLES)
+            raise ConfigError(
+                f"unknown environment variable {name}" + (f"; did you mean {close}?" if close else ""),
+                hint=f"known: {', '.join(VARIABLES)}",
+            )
+
+
+def variable(name: str) -> str | None:
+    """The value of one known `FEDBUS_*` variable, or None."""
+    if name not in VARIABLES:
+        raise ValueError(f"{name} is not declared in VARIABLES")
+    return os.environ.get(name) or None

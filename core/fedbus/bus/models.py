@@ -1,0 +1,70 @@
+"""Models on the bus: a manifest named by its digest, chunks named by theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+
+import numpy as np
+from fedbus_schemas import subjects
+from fedbus_schemas.update import ModelManifest
+
+from fedbus.base.errors import DigestMismatch, RemoteContractError
+from fedbus.bus.connection import Bus
+from fedbus.bus.store import get, get_all
+from fedbus.codec import Vector
+from fedbus.codec.framing import Framing
+from fedbus.codec.grid import Grid, Span
+
+
+async def read_manifest(bus: Bus, digest: str) -> ModelManifest:
+    """The manifest of a model.
+
+    Raises:
+        StreamMissing: no such model.
+        DigestMismatch: the stored bytes are not the ones that the digest names.
+        RemoteContractError: they are, and they are no manifest.
+    """
+    data = (await get(bus, subjects.MODELS, subjects.model_manifest(digest))).data
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise DigestMismatch(f"stored manifest of model {digest[:12]} has another digest")
+    try:
+        manifest = ModelManifest.unpack(data)
+    except ValueError as error:
+        raise RemoteContractError(f"manifest of model {digest[:12]} is unreadable: {error}") from error
+    if len(manifest.chunks) != len(Grid.of(manifest.table).spans):
+        raise RemoteContractError(f"manifest of model {digest[:12]} has chunks that do not fit its tensors")
+    return manifest
+
+
+async def read_spans(
+    bus: Bus, manifest: ModelManifest, scratch: Vector
+) -> AsyncIterator[tuple[Span, Vector]]:
+    """A model's spans one after the other, each decoded into the same scratch.
+
+    Args:
+        bus: the connection.
+        manifest: of the model.
+        scratch: float32, at least one chunk long; each yielded vector is a view of it.
+    """
+    framing = Framing(manifest.codec)
+    names = [subjects.model_chunk(digest) for digest in manifest.chunks]
+    spans = Grid.of(manifest.table).spans
+    chunks = get_all(bus, subjects.MODELS, names)
+    for span, digest in zip(spans, manifest.chunks, strict=True):
+        out = scratch[: span.count]
+        await asyncio.to_thread(framing.decode, await anext(chunks), digest, span, out)
+        yield span, out
+    await chunks.aclose()
+
+
+async def load_model(
+    bus: Bus, manifest: ModelManifest, out: Vector, on_progress: Callable[[float], None] | None = None
+) -> None:
+    """Download a model into a flat float32 vector of its grid's size."""
+    scratch = np.empty(max(span.count for span in Grid.of(manifest.table).spans), np.float32)
+    async for span, values in read_spans(bus, manifest, scratch):
+        out[span.offset : span.end] = values
+        if on_progress:
+            on_progress(span.end / out.size)

@@ -1,0 +1,144 @@
+"""How the command line prints: one JSON document with `--json`, else tables; errors with code and hint."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+from fedbus_schemas.report import ErrorBody, ErrorReport, RoundReport, RunReport, RunSummary
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from fedbus.api.federation import Federation
+from fedbus.base.errors import FedbusError
+from fedbus.base.settings import VARIABLES, check_environment
+from fedbus.runtime.identity import credentials_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+dir_option = click.option(
+    "--dir", "folder", type=click.Path(path_type=Path), help="Folder of the local stack.  [default: ./.fedbus]"
+)
+url_option = click.option("--url", help="Broker, with credentials: nats://user:password@host:4222")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def console() -> Console:
+    """Where people read: stdout."""
+    return Console(soft_wrap=False, highlight=False)
+
+
+def print_json(value: BaseModel | list[Any]) -> None:
+    """Print a document; a list as `{"items": [...]}`."""
+    if isinstance(value, BaseModel):
+        click.echo(value.model_dump_json(indent=2))
+    else:
+        items = ",\n".join(item.model_dump_json(indent=2) for item in value)
+        click.echo(f'{{"items": [{items}]}}')
+
+
+def reporting(run: Callable[P, R]) -> Callable[P, R]:
+    """Print a FedbusError as people or programs read it, and exit with its family's code."""
+
+    @wraps(run)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return run(*args, **kwargs)
+        except FedbusError as error:
+            if kwargs.get("as_json"):
+                body = ErrorBody(code=error.code, message=error.message, hint=error.hint)
+                click.echo(ErrorReport(error=body).model_dump_json())
+            else:
+                click.echo(f"error[{error.code}]: {error.message}", err=True)
+                if error.hint:
+                    click.echo(f"hint: {error.hint}", err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    return wrapped
+
+
+def with_federation(
+    folder: Path | None, url: str | None, work: Callable[[Federation], Awaitable[R]]
+) -> R:
+    """Connect as the operator, do something, disconnect."""
+
+    async def go() -> R:
+        async with await Federation.connect(credentials_of("operator", folder, url)) as federation:
+            return await work(federation)
+
+    return asyncio.run(go())
+
+
+def round_table(report: RunReport) -> Table:
+    """A run's rounds, a line each."""
+    table = Table(title=f"{report.run}: {report.state}" + (f" ({report.reason})" if report.reason else ""))
+    for column in ("round", "state", "updates", "lost", "rejected", "seconds", "MB up", "MB down"):
+        table.add_column(column, justify="left" if column == "state" else "right")
+    names = sorted({name for r in report.rounds for name in r.metrics})
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for r in report.rounds:
+        table.add_row(
+            str(r.round),
+            r.state,
+            f"{r.accepted}/{len(r.cohort)}",
+            str(len(r.lost)),
+            str(len(r.rejected)),
+            "" if r.seconds is None else f"{r.seconds:.2f}",
+            f"{r.bytes_up / 1e6:.2f}",
+            f"{r.bytes_down / 1e6:.2f}",
+            *(f"{r.metrics[name]:.4f}" if name in r.metrics else "" for name in names),
+        )
+    return table
+
+
+def run_list(summaries: list[RunSummary]) -> Table:
+    """All runs, a line each."""
+    table = Table()
+    for column in ("run", "state", "task", "rounds", "metrics", "model"):
+        table.add_column(column)
+    for s in summaries:
+        metrics = " ".join(f"{k}={v:.4f}" for k, v in s.metrics.items() if not k.startswith("train_"))
+        table.add_row(s.run, s.state, s.task, f"{s.rounds_done}/{s.rounds}", metrics, (s.model or "")[:12])
+    return table
+
+
+def round_details(r: RoundReport) -> Table:
+    """One round, a line per fact."""
+    table = Table(show_header=False, title=f"round {r.round}")
+    table.add_row("state", r.state + (f": {r.reason}" if r.reason else ""))
+    table.add_row("cohort", ", ".join(r.cohort))
+    for u in r.accepted_updates:
+        table.add_row("accepted", f"{u.worker}: {u.weight:g} examples, {u.bytes / 1e6:.3f} MB")
+    for label, refusals in (("rejected", r.rejected), ("lost", r.lost)):
+        for item in refusals:
+            table.add_row(label, f"{item.worker}: {item.reason} [{item.code}]")
+    if r.waiting:
+        table.add_row("waiting for", ", ".join(r.waiting))
+    table.add_row("opened", r.opened_at)
+    if r.seconds is not None:
+        table.add_row("took", f"{r.seconds:.3f} s")
+    table.add_row("bytes", f"{r.bytes_up / 1e6:.3f} MB up, {r.bytes_down / 1e6:.3f} MB down")
+    table.add_row("metrics", " ".join(f"{k}={v:.4f}" for k, v in r.metrics.items()))
+    table.add_row("model", r.model or "")
+    table.add_row("trace", r.trace_id)
+    return table
+
+
+def environment_checked() -> None:
+    """Refuse unknown FEDBUS_* variables."""
+    import os
+
+    check_environment(os.environ)
+
+
+__all__ = ["VARIABLES", "Coroutine"]

@@ -1,0 +1,76 @@
+"""Whether a plan can be followed: every check that needs no network, with a reason for each refusal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedbus_schemas.plan import Plan
+from pydantic import BaseModel, ValidationError
+
+from fedbus.base.errors import PlanRefused, describe
+from fedbus.codec import codecs
+from fedbus.selection import selections
+from fedbus.strategies import strategies
+from fedbus.tasks.load import installed, load_class
+from fedbus.tasks.params import build_params
+from fedbus.tasks.partition import PARTITIONERS
+
+
+def read_plan(values: dict[str, Any]) -> Plan:
+    """Check a plan's keys and types.
+
+    Raises:
+        PlanRefused: names each wrong key, and the nearest known one.
+    """
+    try:
+        return Plan.model_validate(values)
+    except ValidationError as error:
+        raise PlanRefused(f"plan refused: {describe(error, _keys(Plan))}") from error
+
+
+def admit(plan: Plan) -> None:
+    """Check a plan's names, their parameters and its sense.
+
+    Raises:
+        UnknownName: a strategy, codec or selection does not exist; names the nearest.
+        PlanRefused: a combination cannot work.
+    """
+    strategies.build(plan.strategy.name, plan.strategy.params)
+    selections.get(plan.cohort.select)
+    for way in (plan.codec.up, plan.codec.down):
+        codecs.build(way.name, way.params)
+    if plan.data is not None:
+        if plan.data.partition not in PARTITIONERS:
+            known = ", ".join(sorted(PARTITIONERS))
+            raise PlanRefused(
+                f"plan refused: data.partition: no partitioner {plan.data.partition!r}; known: {known}"
+            )
+        if plan.data.parts < plan.cohort.min:
+            raise PlanRefused(
+                f"plan refused: data.parts is {plan.data.parts}, but cohort.min is {plan.cohort.min}: "
+                "each worker needs a part of its own"
+            )
+    task = installed().get(plan.task)
+    if task is not None:
+        # A task that is installed on the workers only is checked there, before it trains.
+        try:
+            build_params(load_class(task), plan.train)
+        except ValueError as error:
+            raise PlanRefused(f"plan refused: train: {error}") from error
+    target, quorum = plan.close.target, plan.close.quorum
+    if isinstance(target, int) and isinstance(quorum, int) and quorum > target:
+        raise PlanRefused(f"plan refused: close.quorum {quorum} is above close.target {target}")
+    if isinstance(quorum, int) and quorum > plan.cohort.min:
+        raise PlanRefused(
+            f"plan refused: close.quorum {quorum} cannot be met with cohort.min {plan.cohort.min} workers"
+        )
+
+
+def _keys(model: type[BaseModel]) -> set[str]:
+    found: set[str] = set()
+    for name, field in model.model_fields.items():
+        found.add(field.alias or name)
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found |= _keys(inner)
+    return found

@@ -1,0 +1,116 @@
+"""The close policy: when a round closes, aborts or waits, and why.
+
+Everything about closing is decided here. The cut-off rule: a round is never closed
+while a manifest that was stored before the cut-off lacks a verdict, so a slow or dead
+aggregator cannot make an update that came in time not count. That wait is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from math import ceil
+
+from fedbus_schemas.plan import Plan
+
+from fedbus.rounds.fold import Round, Seat
+
+# An aggregator that gives no verdict for so long after the cut-off is not waited for.
+VERDICT_GRACE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Append `closing`."""
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Append `aborted`."""
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Wait, until something happens or the clock reaches `until` (seconds since 1970)."""
+
+    code: str
+    reason: str
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class ListManifests:
+    """List the manifests that are stored now: the cut-off."""
+
+
+Ruling = Close | Abort | Hold | ListManifests
+Attempt = tuple[str, str, str]  # worker, node, attempt
+
+
+def resolve(share_or_count: int | float, cohort: int) -> int:
+    """An int is a count, a float a share of the cohort (rounded up); both within 1 and the cohort."""
+    wanted = share_or_count if isinstance(share_or_count, int) else ceil(share_or_count * cohort)
+    return max(1, min(wanted, cohort))
+
+
+def seats(plan: Plan, eligible: int) -> tuple[int, int]:
+    """How many updates a round wants and how many workers it invites."""
+    wanted = max(plan.cohort.min, ceil(plan.cohort.fraction * eligible))
+    wanted = min(wanted, eligible)
+    return wanted, min(eligible, ceil(wanted * plan.cohort.over_select))
+
+
+def rule(round_: Round, now: float, manifests: Collection[Attempt] | None) -> Ruling:
+    """Decide about an open round.
+
+    Args:
+        round_: the fold of its log; it must be open.
+        now: seconds since 1970.
+        manifests: attempts whose manifest was stored at the cut-off; None: not listed yet.
+    """
+    opened = round_.opened
+    assert opened is not None
+    assert round_.state == "open", "only an open round can be ruled on"
+    have, deadline = len(round_.accepted), opened.at + opened.deadline_s
+    awaited = round_.awaited
+    if have >= opened.target:
+        ending: Close | Abort = Close("target", f"have {have} of {opened.target} updates")
+    elif now >= deadline:
+        ending = _with_quorum(round_, "deadline", f"deadline of {opened.deadline_s:g} s passed")
+    elif not awaited:
+        ending = _with_quorum(round_, "nobody-left", "nobody is left to wait for")
+    else:
+        return Hold(
+            "updates", f"waiting for {_names(awaited)}: have {have} of {opened.target} updates", deadline
+        )
+    if have == len(round_.members):
+        return ending
+    if manifests is None:
+        return ListManifests()
+    unjudged = [(w, n) for w, n, attempt in manifests if not round_.has_verdict(w, n, attempt)]
+    grace_ends = max(deadline, opened.at) + VERDICT_GRACE_S
+    if unjudged and now < grace_ends:
+        return Hold(
+            "aggregator-behind", f"updates of {_names(unjudged)} are stored and not judged yet", grace_ends
+        )
+    return ending
+
+
+def _with_quorum(round_: Round, code: str, why: str) -> Close | Abort:
+    opened = round_.opened
+    assert opened is not None
+    have = len(round_.accepted)
+    if have >= opened.quorum:
+        return Close(code, f"{why}: have {have} updates, quorum {opened.quorum}")
+    return Abort("quorum", f"{why}: have {have} updates, quorum {opened.quorum}")
+
+
+def _names(seats_: Collection[Seat]) -> str:
+    names = sorted({worker for worker, _ in seats_})
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,105 @@
+"""Whether an update's manifest can count in a round: every check that needs no chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedbus_schemas.ids import RoundRef
+from fedbus_schemas.plan import Plan
+from fedbus_schemas.update import TensorSpec, UpdateManifest
+
+from fedbus.codec.grid import Grid, order
+from fedbus.rounds.close import Attempt
+from fedbus.rounds.fold import Round
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an update does not count."""
+
+    code: str
+    reason: str
+
+
+def judge_attempt(attempt: Attempt, round_: Round) -> Refusal | None:
+    """Check what the subject alone says; the broker vouches for its worker."""
+    worker, node, number = attempt
+    if (worker, node) not in {(m.worker, m.node) for m in round_.members}:
+        return Refusal("not-in-cohort", f"{worker} has no seat in this round")
+    counted = round_.accepted_from(worker, node)
+    if counted is not None and counted.attempt != number:
+        return Refusal("duplicate", f"attempt {counted.attempt} of {worker} counts already")
+    if round_.state != "open":
+        return Refusal("late", f"stored after the round was {round_.state}")
+    return None
+
+
+def judge_manifest(
+    manifest: UpdateManifest,
+    attempt: Attempt,
+    ref: RoundRef,
+    round_: Round,
+    plan: Plan,
+    table: Sequence[TensorSpec] | None,
+) -> Refusal | None:
+    """Check a manifest against its subject, the round's contract and the model's grid.
+
+    Args:
+        manifest: as read.
+        attempt: worker, node and attempt of its subject.
+        ref: run and round of its subject.
+        round_: the fold of that round.
+        plan: the run's plan.
+        table: tensors of the base model; None in the round that makes the first.
+    """
+    opened = round_.opened
+    assert opened is not None
+    if (manifest.worker, manifest.node, manifest.attempt) != attempt or (manifest.run, manifest.round) != (
+        ref.run,
+        ref.number,
+    ):
+        return Refusal(
+            "wrong-manifest", f"names {manifest.run}/{manifest.round} of {manifest.worker}, stored as {ref}"
+        )
+    if manifest.plan != opened.plan:
+        return Refusal("wrong-plan", "made under another plan")
+    if manifest.base != opened.base:
+        return Refusal("wrong-base", "is a delta to another model")
+    if manifest.codec != plan.codec.up.name:
+        return Refusal("wrong-codec", f"is coded {manifest.codec}, the plan says {plan.codec.up.name}")
+    if manifest.size_bytes > plan.max_update_bytes:
+        return Refusal(
+            "too-large",
+            f"weighs {manifest.size_bytes / 1e6:.1f} MB, allowed {plan.limits.mb_per_worker:g} MB",
+        )
+    if (table is None) != (manifest.table is not None):
+        return Refusal("wrong-table", "tensors are listed where, and only where, there is no base model")
+    if manifest.table is not None:
+        refusal = _judge_table(manifest.table, plan)
+        if refusal:
+            return refusal
+        table = manifest.table
+    assert table is not None
+    chunks = len(Grid.of(table).spans)
+    if len(manifest.chunks) != chunks:
+        return Refusal("wrong-shape", f"has {len(manifest.chunks)} chunks, the model has {chunks}")
+    if manifest.body is not None and chunks != 1:
+        return Refusal("wrong-shape", f"carries a body, but the model has {chunks} chunks")
+    return None
+
+
+def _judge_table(table: list[TensorSpec], plan: Plan) -> Refusal | None:
+    names = [tensor.name for tensor in table]
+    if len(set(names)) != len(names):
+        return Refusal("wrong-table", "two tensors have the same name")
+    if order(table) != table:
+        return Refusal("wrong-table", "exact tensors come before lossy ones")
+    size = sum(tensor.size for tensor in table)
+    if size == 0:
+        return Refusal("wrong-table", "the model has no element")
+    if 4 * size > plan.max_update_bytes:
+        return Refusal(
+            "too-large", f"the model has {4 * size / 1e6:.1f} MB, allowed {plan.limits.mb_per_worker:g} MB"
+        )
+    return None

@@ -1,0 +1,285 @@
+"""What the planner does next about a run. Pure: state in, one step out.
+
+The planner's shell performs the step and asks again, until it is told to wait. Every
+step follows from the log, the run's record and the roster, so a planner that was killed
+anywhere takes the same step again, and doing it twice does no harm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from fedbus_schemas.log import Aborted, Closing, Entry, Finished, Member, WorkerLost
+from fedbus_schemas.messages import Announcement, EndedRound, Notice, RunRecord
+from fedbus_schemas.plan import Plan
+
+from fedbus.rounds.close import Abort, Attempt, Close, Hold, ListManifests, resolve, rule, seats
+from fedbus.rounds.fold import Round
+from fedbus.rounds.roster import BEAT_S, LOST_AFTER_S, Exclusion, Roster
+
+# Round 0 makes the first model. Two members, the first to finish counts: one may die.
+FIRST_MODEL_MEMBERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Append `opened` for the next round. `partitions` are new holders of parts of shipped data."""
+
+    number: int
+    base: str | None
+    base_bytes: int
+    members: list[Member]
+    target: int
+    quorum: int
+    partitions: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Append an entry to the round's log."""
+
+    number: int
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Publish the round's announcement, in the state that the log gives it."""
+
+    number: int
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class List:
+    """List the stored manifests of the round."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Tell one worker about its rejected update."""
+
+    worker: str
+    notice: Notice
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do until something is heard, or the clock reaches `until`."""
+
+    code: str
+    reason: str
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The run is over."""
+
+
+Step = Open | Append | Announce | List | Notify | Wait | Done
+Select = Callable[[list[str], int, np.random.Generator], list[str]]
+
+
+@dataclass(slots=True)
+class Following:
+    """What a planner remembers of a run beside the log: all of it can be lost.
+
+    Attributes:
+        adopted_at: when this planner took the run up; liveness clocks start here.
+        announced: the last announcement that this planner published.
+        manifests: the listing at the cut-off, by round.
+        notified: rejections that this planner told the worker about.
+    """
+
+    adopted_at: float
+    announced: tuple[int, str] | None = None
+    manifests: dict[int, Collection[Attempt]] = field(default_factory=dict)
+    notified: set[tuple[int, str]] = field(default_factory=set)
+
+
+def next_step(
+    record: RunRecord,
+    rounds: Mapping[int, Round],
+    following: Following,
+    roster: Roster,
+    select: Select,
+    now: float,
+    start: tuple[str, int] | None = None,
+) -> Step:
+    """The next thing to do about a run.
+
+    Args:
+        record: the run's plan and partitions.
+        rounds: its rounds' folds, by number; those still needed.
+        following: this planner's memory of the run.
+        roster: who is here.
+        select: the plan's selection policy.
+        now: seconds since 1970.
+        start: digest and size of the model to start from, where the plan names a run.
+    """
+    if record.done:
+        return Done()
+    opened = [n for n, r in rounds.items() if r.opened is not None]
+    if not opened:
+        return _open(record, 1 if start else 0, start, roster, select, now)
+    number = max(opened)
+    round_ = rounds[number]
+    for rejected in round_.rejected:
+        if (number, rejected.keys[0]) not in following.notified:
+            told = {"run": record.name, "round": number, "attempt": rejected.attempt}
+            notice = Notice(**told, code=rejected.code, reason=rejected.reason)
+            return Notify(rejected.worker, notice, rejected.keys[0])
+    match round_.state:
+        case "aborted":
+            return _announced(following, number, "closed") or Done()
+        case "aggregated":
+            return Append(number, Finished(at=now))
+        case "finished":
+            if number >= record.plan.rounds:
+                return _announced(following, number, "closed") or Done()
+            made = round_.aggregated
+            assert made is not None
+            return _open(record, number + 1, (made.model, made.bytes), roster, select, now)
+        case "closing" if not round_.counted:
+            return Append(number, Aborted(at=now, code="voided", reason="no accepted update is left to fold"))
+        case "closing":
+            return _announced(following, number, "closed") or Wait(
+                "aggregating", "the aggregator folds the round", now + 5.0
+            )
+    return _announced(following, number, "open") or _open_round(
+        record.name, number, round_, following, roster, now
+    )
+
+
+def _announced(following: Following, number: int, state: str) -> Announce | None:
+    return None if following.announced == (number, state) else Announce(number, state)
+
+
+def _open_round(
+    run: str, number: int, round_: Round, following: Following, roster: Roster, now: float
+) -> Step:
+    lost = _lost_member(run, number, round_, following, roster, now)
+    if lost is not None:
+        return Append(number, lost)
+    match rule(round_, now, following.manifests.get(number)):
+        case Close(code, reason):
+            return Append(number, Closing(at=now, code=code, reason=reason))
+        case Abort(code, reason):
+            return Append(number, Aborted(at=now, code=code, reason=reason))
+        case ListManifests():
+            return List(number)
+        case Hold(code, reason, until):
+            # Wake at each beat at the latest: silence is noticed by the clock alone.
+            return Wait(code, reason, min(until, now + BEAT_S))
+
+
+def _lost_member(
+    run: str, number: int, round_: Round, following: Following, roster: Roster, now: float
+) -> WorkerLost | None:
+    assert round_.opened is not None
+    since = max(following.adopted_at, round_.opened.at)
+    for worker, node in round_.awaited:
+        code = reason = None
+        presence = roster.workers.get(worker)
+        progress = roster.progress_of(worker, run, number, node)
+        if progress is not None and progress.failed:
+            code, reason = "failed", progress.failed
+        elif presence is not None and presence.beat.leaving:
+            code, reason = "left", f"{worker} left"
+        elif roster.silent(worker, since, now):
+            code, reason = "silent", f"{worker} was not heard for over {LOST_AFTER_S:g} s"
+        if code and reason:
+            return WorkerLost(at=now, worker=worker, node=node, code=code, reason=reason)
+    return None
+
+
+def _open(
+    record: RunRecord, number: int, base: tuple[str, int] | None, roster: Roster, select: Select, now: float
+) -> Step:
+    plan = record.plan
+    able, excluded = roster.eligible(plan, now)
+    partitions: dict[str, int] = {}
+    if plan.data is not None:
+        partitions = _deal(able, record.partitions, plan.data.parts)
+        for worker in [w for w in able if w not in partitions and w not in record.partitions]:
+            able.remove(worker)
+            excluded.append(
+                Exclusion(worker, "parts", f"all {plan.data.parts} parts of the data are dealt out")
+            )
+    if len(able) < plan.cohort.min:
+        why = "; ".join(f"{e.worker} excluded: {e.reason}" for e in excluded)
+        have = f"have {len(able)} of {plan.cohort.min} eligible workers"
+        return Wait("workers", have + (f"; {why}" if why else ""), now + BEAT_S)
+    if number == 0:
+        wanted, invited = 1, min(FIRST_MODEL_MEMBERS, len(able))
+        target = quorum = 1
+    else:
+        wanted, invited = seats(plan, len(able))
+        target, quorum = resolve(plan.close.target, wanted), resolve(plan.close.quorum, wanted)
+    chosen = select(able, invited, seeded(plan, record.name, number, "select"))
+    held = {**record.partitions, **partitions}
+    members = [Member(worker=w, partition=held.get(w) if plan.data else None) for w in chosen]
+    digest, size = base or (None, 0)
+    return Open(number, digest, size, members, target, min(quorum, target), partitions)
+
+
+def _deal(able: list[str], held: Mapping[str, int], parts: int) -> dict[str, int]:
+    """Parts for workers that have none yet, in join order; a part once dealt stays with its worker."""
+    free = [part for part in range(parts) if part not in set(held.values())]
+    return dict(zip([w for w in able if w not in held], free, strict=False))
+
+
+def announcement(record: RunRecord, number: int, round_: Round, ended: Mapping[int, Round]) -> Announcement:
+    """What all workers are told about a round.
+
+    Args:
+        record: of the run.
+        number: of the round.
+        round_: its fold.
+        ended: earlier rounds of the run, for whose update counted.
+    """
+    opened = round_.opened
+    assert opened is not None
+    closed = {n: r for n, r in ended.items() if n <= number and (r.closing or r.aborted)}
+    last = max(closed, default=None)
+    return Announcement(
+        run=record.name,
+        round=number,
+        state="open" if round_.state == "open" else "closed",
+        plan=record.plan,
+        plan_digest=record.plan_digest,
+        base=opened.base,
+        members=opened.members,
+        opened_at=opened.at,
+        deadline_s=opened.deadline_s,
+        traceparent=f"00-{opened.trace_id}-{opened.span_id}-01",
+        ended=None
+        if last is None
+        else EndedRound(round=last, accepted=[u.worker for u in closed[last].accepted]),
+    )
+
+
+def obsolete_round(plan: Plan, number: int) -> int | None:
+    """The round whose updates need not be kept once round `number` is open, by the plan's `retain`."""
+    if plan.retain == "all":
+        return None
+    old = number - 1 - plan.retain.rounds
+    return old if old >= 0 else None
+
+
+def derive_seed(plan: Plan, *parts: object) -> int:
+    """A 63-bit seed from the plan's seed and a path, the same for everyone who computes it."""
+    text = "/".join(str(part) for part in (plan.seed, *parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def seeded(plan: Plan, *parts: object) -> np.random.Generator:
+    """A generator on a derived seed."""
+    return np.random.default_rng(derive_seed(plan, *parts))

@@ -1,0 +1,122 @@
+"""A round and a run as the JSON that scripts may rely on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from fedbus_schemas.log import AcceptedUpdate
+from fedbus_schemas.messages import RunRecord
+from fedbus_schemas.report import RefusalReport, RoundReport, RunReport, RunState, RunSummary, UpdateReport
+
+from fedbus.rounds.fold import Round
+
+
+def round_report(number: int, round_: Round) -> RoundReport:
+    """Report one round that was opened."""
+    opened, state = round_.opened, round_.state
+    assert opened is not None
+    assert state is not None
+    end = round_.aborted or round_.aggregated
+    why = round_.aborted or round_.closing
+    seconds = round(end.at - opened.at, 6) if end else None
+    bytes_up = sum(update.bytes for update in round_.accepted)
+    return RoundReport(
+        round=number,
+        state=state,
+        reason=why.reason if why else None,
+        cohort=[member.worker for member in round_.members],
+        accepted=len(round_.counted),
+        accepted_updates=[
+            UpdateReport(worker=u.worker, node=u.node, weight=u.weight, bytes=u.bytes, digest=u.digest)
+            for u in round_.counted
+        ],
+        rejected=[RefusalReport(worker=r.worker, code=r.code, reason=r.reason) for r in round_.rejected],
+        waiting=[] if round_.ended or round_.closing else [worker for worker, _ in round_.awaited],
+        lost=[RefusalReport(worker=w.worker, code=w.code, reason=w.reason) for w in round_.lost],
+        opened_at=iso(opened.at),
+        closed_at=iso(end.at) if end else None,
+        seconds=seconds,
+        bytes_up=bytes_up,
+        bytes_down=opened.base_bytes * len(round_.members),
+        model=round_.aggregated.model if round_.aggregated else None,
+        trace_id=opened.trace_id,
+        metrics=_metrics(round_),
+        kpis={
+            "participation": len(round_.counted) / len(round_.members),
+            "mb_per_client": (bytes_up / len(round_.accepted) / 1e6 if round_.accepted else 0.0)
+            + opened.base_bytes / 1e6,
+        },
+    )
+
+
+def run_report(record: RunRecord, rounds: Mapping[int, Round], waiting: str | None = None) -> RunReport:
+    """Report a run.
+
+    Args:
+        record: its record.
+        rounds: its rounds' folds, by number.
+        waiting: what it waits for, as the planner says.
+    """
+    opened = {n: r for n, r in sorted(rounds.items()) if r.opened is not None}
+    made = [r.aggregated.model for r in opened.values() if r.aggregated]
+    last = opened[max(opened)] if opened else None
+    reason = waiting or (last.aborted.reason if last and last.aborted else None)
+    return RunReport(
+        run=record.name,
+        state=run_state(record, opened),
+        reason=reason,
+        rounds=[round_report(n, r) for n, r in opened.items() if n > 0],
+        model=made[-1] if made else None,
+    )
+
+
+def run_state(record: RunRecord, rounds: Mapping[int, Round]) -> RunState:
+    """What state a run is in: that of its last round, since rounds follow one another."""
+    if not rounds:
+        return "waiting"
+    number = max(rounds)
+    last = rounds[number]
+    if last.aborted:
+        return "aborted"
+    return "finished" if last.finished and number >= record.plan.rounds else "running"
+
+
+def run_summary(record: RunRecord, rounds: Mapping[int, Round]) -> RunSummary:
+    """One line of a list of runs.
+
+    Args:
+        record: the run's record.
+        rounds: its last rounds.
+    """
+    number = max(rounds, default=0)
+    made = [(n, r.aggregated.model) for n, r in sorted(rounds.items()) if r.aggregated]
+    scored = [r for _, r in sorted(rounds.items()) if r.evaluated]
+    return RunSummary(
+        run=record.name,
+        state=run_state(record, rounds),
+        task=record.plan.task,
+        rounds_done=number if number in rounds and rounds[number].ended else max(0, number - 1),
+        rounds=record.plan.rounds,
+        model=made[-1][1] if made else None,
+        metrics=_metrics(scored[-1]) if scored else {},
+    )
+
+
+def iso(at: float) -> str:
+    """Seconds since 1970 as ISO 8601 in UTC, to the millisecond."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _metrics(round_: Round) -> dict[str, float]:
+    """Held-out metrics as they are; the workers' own as `train_<name>`, weighted by examples."""
+    metrics = {f"train_{name}": value for name, value in _weighted(round_.counted).items()}
+    if round_.evaluated:
+        metrics.update(round_.evaluated.metrics)
+    return metrics
+
+
+def _weighted(updates: list[AcceptedUpdate]) -> dict[str, float]:
+    names = set.intersection(*(set(u.metrics) for u in updates)) if updates else set()
+    total = sum(u.weight for u in updates)
+    return {name: sum(u.weight * u.metrics[name] for u in updates) / total for name in sorted(names)}

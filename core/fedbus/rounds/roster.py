@@ -1,0 +1,102 @@
+"""Who is here: the fold of beats and progress, in the order in which workers first came.
+
+Beats are never stored, so a planner that starts knows nobody: it hears everyone within
+one beat, and starts the liveness clocks afresh.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedbus_schemas.messages import Beat, Progress
+from fedbus_schemas.plan import Plan
+
+BEAT_S = 2.0
+# Five missed beats: a paused or briefly cut-off worker comes back unnoticed.
+LOST_AFTER_S = 10.0
+
+
+@dataclass(slots=True)
+class Presence:
+    """One worker as last heard. `at` is the listener's own clock, in seconds since 1970."""
+
+    beat: Beat
+    at: float
+    progress: dict[tuple[str, int, str], Progress] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """Why a worker cannot take part."""
+
+    worker: str
+    code: str
+    reason: str
+
+
+class Roster:
+    """All workers heard so far."""
+
+    def __init__(self) -> None:
+        self.workers: dict[str, Presence] = {}
+
+    def hear(self, beat: Beat, at: float) -> None:
+        """Note a beat."""
+        known = self.workers.get(beat.worker)
+        if known is None:
+            self.workers[beat.worker] = Presence(beat, at)
+        else:
+            known.beat, known.at = beat, at
+
+    def hear_progress(self, progress: Progress, at: float) -> None:
+        """Note progress; it proves life as a beat does."""
+        known = self.workers.get(progress.worker)
+        if known is not None:
+            known.at = at
+            known.progress = {k: p for k, p in known.progress.items() if k[0] != progress.run}
+            known.progress[progress.run, progress.round, progress.node] = progress
+
+    def progress_of(self, worker: str, run: str, number: int, node: str) -> Progress | None:
+        """The last progress of one seat of one round."""
+        known = self.workers.get(worker)
+        return known.progress.get((run, number, node)) if known else None
+
+    def silent(self, worker: str, since: float, now: float) -> bool:
+        """Whether nothing was heard for longer than allowed, counted from `since` at the earliest."""
+        known = self.workers.get(worker)
+        heard = max(since, known.at) if known else since
+        return now - heard > LOST_AFTER_S
+
+    def here(self, worker: str, now: float) -> bool:
+        """Whether a worker was heard lately and is not leaving."""
+        known = self.workers.get(worker)
+        return known is not None and not known.beat.leaving and now - known.at <= LOST_AFTER_S
+
+    def eligible(self, plan: Plan, now: float) -> tuple[list[str], list[Exclusion]]:
+        """Workers that can take part under a plan, in join order, and why the others cannot."""
+        able: list[str] = []
+        excluded: list[Exclusion] = []
+        for name in self.workers:
+            obstacle = self._obstacle(name, plan, now)
+            if obstacle is None:
+                able.append(name)
+            else:
+                excluded.append(Exclusion(name, *obstacle))
+        return able, excluded
+
+    def _obstacle(self, name: str, plan: Plan, now: float) -> tuple[str, str] | None:
+        presence = self.workers[name]
+        beat = presence.beat
+        if beat.leaving:
+            return "leaving", "is leaving"
+        if not self.here(name, now):
+            return "silent", f"not heard for {now - presence.at:.0f} s"
+        if plan.task not in beat.capabilities.tasks:
+            return "task", f"task {plan.task} is not installed there"
+        if plan.codec.up.name not in beat.capabilities.codecs:
+            return "codec", f"codec {plan.codec.up.name} is not installed there"
+        for label, wanted in plan.cohort.require.items():
+            have = beat.labels.get(label)
+            if have != wanted:
+                return "labels", f"labels do not match: {label} is {have or 'not set'}, wanted {wanted}"
+        return None

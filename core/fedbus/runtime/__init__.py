@@ -1,0 +1,1 @@
+"""What runs on this machine: the broker, its accounts, children that end with their parent."""

@@ -1,0 +1,92 @@
+"""How a service runs: connect, serve until a signal, leave. The same for all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import click
+
+from fedbus.base.errors import FedbusError
+from fedbus.base.settings import Settings, load
+from fedbus.bus import Bus
+from fedbus.bus.provision import provision, wait_provisioned
+from fedbus.runtime.identity import credentials_of
+from fedbus.runtime.logs import set_up
+
+log = logging.getLogger(__name__)
+
+
+class ServiceSettings(Settings):
+    """What every service is told."""
+
+    dir: Path | None = None
+    url: str | None = None
+
+
+class Service(Protocol):
+    """A thin shell around the pure core."""
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        ...
+
+
+def command(name: str, make: Callable[[Bus, Path | None], Service]) -> click.Command:
+    """The command line of a service: `python -m fedbus_<name>`.
+
+    Args:
+        name: the service's name and identity.
+        make: builds it on a connection; also given the stack's folder, where it may keep files.
+    """
+
+    @click.command(name=f"fedbus-{name}", help=f"Run the {name} until Ctrl-C or SIGTERM.")
+    @click.option(
+        "--dir", type=click.Path(path_type=Path), help="Folder of the local stack.  [default: ./.fedbus]"
+    )
+    @click.option("--url", help="Broker, with credentials: nats://user:password@host:4222")
+    def main(dir: Path | None, url: str | None) -> None:
+        try:
+            settings = load(ServiceSettings, {"dir": dir, "url": url})
+            set_up(name)
+            asyncio.run(_serve(name, settings, make))
+        except FedbusError as error:
+            fail(error)
+
+    return main
+
+
+def fail(error: FedbusError) -> None:
+    """Print an error as people read it, and exit with its family's code."""
+    click.echo(f"error[{error.code}]: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"hint: {error.hint}", err=True)
+    sys.exit(error.exit_code)
+
+
+async def _serve(name: str, settings: ServiceSettings, make: Callable[[Bus, Path | None], Service]) -> None:
+    credentials = credentials_of(name, settings.dir, settings.url)
+    bus = await Bus.connect(credentials, wait_s=None)
+    try:
+        # The planner is the first writer, so the storage is its to make.
+        await (provision(bus) if name == "planner" else wait_provisioned(bus))
+        log.info("%s ready on %s", name, credentials.url, extra={"action": "ready"})
+        await until_signal(make(bus, settings.dir).run())
+    finally:
+        await bus.close()
+
+
+async def until_signal(work: Awaitable[None]) -> None:
+    """Run something until it ends or the process is told to stop; SIGINT and SIGTERM cancel it."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    with suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,50 @@
+"""How updates fold into one. Pure numpy; one strategy a file."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedbus.base.registry import Registry
+
+Vector = NDArray[np.float32]
+
+
+class Running(Protocol):
+    """A strategy that needs each update once, in the order of acceptance: memory O(model).
+
+    The same updates in the same order give the same bits, which is what replay compares.
+    """
+
+    name: ClassVar[str]
+
+    def start(self, size: int) -> None:
+        """Begin a round with vectors of `size` elements; memory of an earlier round is reused."""
+        ...
+
+    def add(self, offset: int, x: Vector, weight: float) -> None:
+        """Fold one span of one update. `x` may be overwritten."""
+        ...
+
+    def counted(self, weight: float) -> None:
+        """Note that all spans of an update of that weight were added."""
+        ...
+
+    def finish(self, offset: int, out: Vector) -> None:
+        """Write the round's mean update for one span into `out`."""
+        ...
+
+
+strategies: Registry[Running] = Registry("strategies", "fedbus.strategies")
+
+
+def strategy(name: str, params: dict[str, Any] | None = None) -> Running:
+    """Make a strategy by name.
+
+    Raises:
+        UnknownName: no such strategy.
+        PlanRefused: wrong parameters.
+    """
+    return strategies.build(name, params or {})

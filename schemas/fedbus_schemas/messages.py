@@ -1,0 +1,143 @@
+"""What parties tell one another besides the log: announcements, notices, beats, progress, commands."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from fedbus_schemas.base import (
+    Digest,
+    NodeName,
+    Reason,
+    RoundNumber,
+    RunName,
+    Seconds,
+    Token,
+    Wire,
+    WorkerName,
+)
+from fedbus_schemas.log import Member
+from fedbus_schemas.plan import Plan
+
+
+class EndedRound(Wire):
+    """The last round that ended: whose update counted, so that each worker knows without reading the log."""
+
+    round: RoundNumber
+    accepted: list[WorkerName]
+
+
+class Announcement(Wire):
+    """A round's contract, the same for all. FB_ANNOUNCE keeps the last one per run."""
+
+    run: RunName
+    round: RoundNumber
+    state: Literal["open", "closed"]
+    plan: Plan
+    plan_digest: Digest
+    base: Digest | None
+    members: list[Member]
+    opened_at: Seconds
+    deadline_s: Seconds
+    traceparent: Annotated[str, StringConstraints(max_length=64)]
+    ended: EndedRound | None = None
+
+
+class Notice(Wire):
+    """One line for one worker: a rejection and its reason, or a release."""
+
+    run: RunName
+    round: RoundNumber
+    attempt: Token | None = None
+    code: Token
+    reason: Reason
+
+
+class InboxNotices(Wire):
+    """All that is open for one worker. FB_INBOX keeps the last one."""
+
+    notices: list[Notice]
+
+
+Phase = Literal["idle", "download", "train", "encode", "upload"]
+
+
+class Capabilities(Wire):
+    """What a worker's host can do."""
+
+    tasks: list[str] = Field(max_length=1000)
+    codecs: list[str] = Field(max_length=100)
+    cpus: int = 1
+    memory_mb: int = 0
+    python: str = ""
+    version: str = ""
+
+
+class Beat(Wire):
+    """A worker is there. A core message, never stored."""
+
+    worker: WorkerName
+    at: Seconds
+    incarnation: Token = Field(description="random per process start: tells a restart from a pause")
+    capabilities: Capabilities
+    labels: dict[
+        Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=256)]
+    ] = Field({}, max_length=64)
+    leaving: bool = False
+
+
+class Progress(Wire):
+    """How far a worker is with its part of a round. The first one means: taken."""
+
+    worker: WorkerName
+    node: NodeName = "0"
+    run: RunName
+    round: RoundNumber
+    phase: Phase
+    fraction: float = Field(0.0, ge=0, le=1)
+    at: Seconds
+    failed: Reason | None = Field(None, description="the worker gives up on this round, and why")
+
+
+class StartRun(Wire):
+    """Command to the planner: follow this plan."""
+
+    plan: dict[str, Any]
+    name: RunName | None = None
+
+
+class Started(Wire):
+    """The planner's answer."""
+
+    run: RunName
+    plan_digest: Digest
+
+
+class AskWaiting(Wire):
+    """Command to the planner: what is this run waiting for?"""
+
+    run: RunName
+
+
+class Waiting(Wire):
+    """What a run waits for, in a code and a sentence; nothing when it does not wait."""
+
+    code: Token | None = None
+    reason: Reason | None = None
+
+
+class RunRecord(Wire):
+    """What FB_RUNS keeps of a run: its plan, who holds which part of the data, where its open round begins.
+
+    The run's state is not here: it is the fold of its rounds' logs.
+    """
+
+    name: RunName
+    plan: Plan
+    plan_digest: Digest
+    created_at: Seconds
+    open_round: RoundNumber = 0
+    open_seq: int = Field(1, ge=1, description="a restarted reader of FB_ROUNDS begins here")
+    partitions: dict[WorkerName, int] = Field({}, description="part of the shipped data, in join order")
+    done: bool = Field(False, description="nothing is open any more; readers need not look here")

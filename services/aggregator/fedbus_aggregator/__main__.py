@@ -1,0 +1,10 @@
+"""`python -m fedbus_aggregator`."""
+
+from fedbus.runtime.service import command
+
+from fedbus_aggregator.service import Aggregator
+
+main = command("aggregator", lambda bus, _: Aggregator(bus))
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Reading one update off the bus: every chunk once, checked while it is decoded."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+import numpy as np
+from fedbus.base.errors import CodecError, StreamMissing, describe
+from fedbus.bus import Bus
+from fedbus.bus.store import get, get_all
+from fedbus.codec import Vector
+from fedbus.codec.framing import Framing
+from fedbus.codec.grid import Grid
+from fedbus.rounds.close import Attempt
+from fedbus.rounds.collecting import Refusal, judge_attempt, judge_manifest
+from fedbus.rounds.fold import Round
+from fedbus_schemas import subjects
+from fedbus_schemas.ids import RoundRef
+from fedbus_schemas.log import AcceptedUpdate
+from fedbus_schemas.plan import Plan
+from fedbus_schemas.update import TensorSpec, UpdateManifest
+from pydantic import ValidationError
+
+
+@dataclass(frozen=True, slots=True)
+class ReadUpdate:
+    """A verified update: its log entry, its values, and its tensors where it makes the first model."""
+
+    entry: AcceptedUpdate
+    values: Vector
+    table: list[TensorSpec] | None
+
+
+class UpdateReader:
+    """Reads updates of one run into scratch vectors that are used again and again."""
+
+    def __init__(self, bus: Bus, plan: Plan) -> None:
+        self._bus = bus
+        self._plan = plan
+        self._framing = Framing(plan.codec.up.name, plan.codec.up.params)
+        self._free: list[Vector] = []
+
+    def release(self, values: Vector) -> None:
+        """Give a scratch vector back."""
+        self._free.append(values)
+
+    async def read(
+        self,
+        ref: RoundRef,
+        attempt: Attempt,
+        round_: Round,
+        table: list[TensorSpec] | None,
+        *,
+        again: bool = False,
+    ) -> ReadUpdate | Refusal:
+        """Read and check one update.
+
+        Args:
+            ref: the round.
+            attempt: worker, node, attempt.
+            round_: the round's fold.
+            table: the base model's tensors; None in the round that makes the first.
+            again: the update was accepted before, so its timing is not judged any more.
+        """
+        refusal = None if again else judge_attempt(attempt, round_)
+        if refusal:
+            return refusal
+        message = await get(
+            self._bus, subjects.UPDATES, subjects.update(ref.run, ref.number, *attempt, "manifest")
+        )
+        try:
+            manifest = UpdateManifest.unpack(message.data)
+        except ValidationError as error:
+            return Refusal("bad-manifest", f"manifest refused: {describe(error)}"[:500])
+        except ValueError as error:
+            return Refusal("bad-manifest", f"manifest refused: {error}"[:500])
+        refusal = judge_manifest(manifest, attempt, ref, round_, self._plan, table)
+        if refusal:
+            return refusal
+        grid = Grid.of(manifest.table or table or [])
+        values = self._scratch(grid.size)
+        try:
+            size = await self._decode(ref, manifest, grid, values)
+        except (CodecError, StreamMissing) as error:
+            self.release(values)
+            return Refusal(error.code, error.message[:500])
+        entry = AcceptedUpdate(
+            worker=manifest.worker,
+            node=manifest.node,
+            attempt=manifest.attempt,
+            digest=hashlib.sha256(message.data).hexdigest(),
+            seq=int(message.headers["Nats-Sequence"]),
+            weight=float(manifest.num_examples),
+            bytes=len(message.data) + (0 if manifest.body is not None else size),
+            metrics=manifest.metrics,
+        )
+        return ReadUpdate(entry, values, manifest.table)
+
+    async def _decode(self, ref: RoundRef, manifest: UpdateManifest, grid: Grid, values: Vector) -> int:
+        total = 0
+        chunks = self._chunks(ref, manifest)
+        try:
+            for span, digest in zip(grid.spans, manifest.chunks, strict=True):
+                data = await anext(chunks)
+                total += len(data)
+                if total > manifest.size_bytes:
+                    raise CodecError(
+                        f"chunks weigh more than the {manifest.size_bytes} bytes that the manifest says"
+                    )
+                # In a thread: hashing and decoding release the GIL, so beats and the log are never held up.
+                out = values[span.offset : span.end]
+                await asyncio.to_thread(self._framing.decode, data, digest, span, out)
+        finally:
+            await chunks.aclose()
+        return total
+
+    async def _chunks(self, ref: RoundRef, manifest: UpdateManifest) -> AsyncGenerator[bytes]:
+        if manifest.body is not None:
+            yield manifest.body
+            return
+        seat = (manifest.worker, manifest.node, manifest.attempt)
+        names = [subjects.update(ref.run, ref.number, *seat, i) for i in range(len(manifest.chunks))]
+        chunks = get_all(self._bus, subjects.UPDATES, names)
+        try:
+            async for data in chunks:
+                yield data
+        finally:
+            await chunks.aclose()
+
+    def _scratch(self, size: int) -> Vector:
+        self._free = [vector for vector in self._free if vector.size == size]
+        return self._free.pop() if self._free else np.empty(size, np.float32)

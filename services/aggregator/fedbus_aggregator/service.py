@@ -1,0 +1,181 @@
+"""The aggregator's shell: follows manifests and the log, verifies, accepts, folds, publishes.
+
+What may count is decided in `fedbus.rounds.collecting` and `fedbus.rounds.fold`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from fedbus.base.clock import Clock, SystemClock
+from fedbus.base.errors import BusError
+from fedbus.bus import Bus, Message
+from fedbus.bus.log import RESYNC_S, RoundLog
+from fedbus.bus.runs import Runs
+from fedbus.bus.store import last_seq, list_subjects
+from fedbus.rounds.close import Attempt
+from fedbus.rounds.collecting import Refusal
+from fedbus_schemas import subjects
+from fedbus_schemas.ids import RoundRef
+from fedbus_schemas.log import Accepted, AcceptedUpdate, Aggregated, Entry, Rejected, Voided
+
+from fedbus_aggregator.folding import Corrupted, Folding
+
+log = logging.getLogger(__name__)
+
+
+class Aggregator:
+    """Serves every round that is open or closing."""
+
+    def __init__(self, bus: Bus, clock: Clock | None = None) -> None:
+        self._bus = bus
+        self._clock = clock or SystemClock()
+        self._runs = Runs(bus)
+        self._log = RoundLog(bus, lambda _: self._wake.set())
+        self._foldings: dict[str, Folding] = {}
+        self._stored: dict[RoundRef, dict[Attempt, None]] = {}  # manifests seen, in order of arrival
+        self._unlisted: set[RoundRef] = set()
+        self._wake = asyncio.Event()
+
+    async def run(self) -> None:
+        """Take up what is open, then hear and act until cancelled."""
+        try:
+            await self._log.start(await self._first_open())
+            await self._bus.subscribe(subjects.MANIFEST_COPIES, self._manifest)
+            await self._bus.on_up(self._list_anew)
+            while True:
+                try:
+                    for ref in sorted(self._log.rounds):
+                        await self._serve(ref)
+                except BusError as error:
+                    log.warning(
+                        "the broker did not do it, trying again: %s", error, extra={"action": "retry"}
+                    )
+                    await self._bus.wait_up()
+                    self._wake.set()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), RESYNC_S)
+                if not self._wake.is_set():
+                    await self._list_anew()  # a copy may have been lost without a broken connection
+                self._wake.clear()
+        finally:
+            await self._log.close()
+
+    async def _first_open(self) -> int:
+        first = await last_seq(self._bus, subjects.ROUNDS) + 1
+        for name in await self._runs.names():
+            record, _ = await self._runs.get(name)
+            if not record.done:
+                first = min(first, record.open_seq)
+        return first
+
+    def _manifest(self, message: Message) -> None:
+        _, _, run, number, *attempt = message.subject.split(".")
+        worker, node, number_of_attempt = attempt
+        self._note(RoundRef(run, int(number)), (worker, node, number_of_attempt))
+
+    def _note(self, ref: RoundRef, attempt: Attempt) -> None:
+        self._stored.setdefault(ref, {}).setdefault(attempt)
+        self._wake.set()
+
+    async def _list_anew(self) -> None:
+        self._unlisted = {ref for ref, round_ in self._log.rounds.items() if not round_.ended}
+        self._wake.set()
+
+    async def _serve(self, ref: RoundRef) -> None:
+        """Bring one round as far as it can go now."""
+        round_ = self._log.rounds.get(ref)
+        if round_ is None or round_.opened is None or round_.aggregated or round_.ended:
+            self._stored.pop(ref, None)
+            if round_ is not None and round_.ended:
+                self._forget(ref)
+            return
+        folding = await self._folding(ref)
+        await folding.begin(ref, round_)
+        if ref not in self._stored or ref in self._unlisted:
+            self._unlisted.discard(ref)
+            self._stored.setdefault(ref, {})
+            pattern = subjects.update(ref.run, ref.number, "*", "*", "*", "manifest")
+            for subject in await list_subjects(self._bus, subjects.UPDATES, pattern):
+                _, _, *attempt, _ = subjects.parse_update(subject)
+                self._note(ref, (attempt[0], attempt[1], attempt[2]))
+        await self._judge(ref, folding)
+        if round_.closing:
+            await self._finish(ref, folding)
+
+    async def _judge(self, ref: RoundRef, folding: Folding) -> None:
+        round_ = self._log.rounds[ref]
+        while not round_.ended:
+            pending = [a for a in self._stored[ref] if not round_.has_verdict(*a)][: folding.batch]
+            if not pending:
+                return
+            verified: list[AcceptedUpdate] = []
+            for attempt in pending:
+                verdict = await folding.verify(ref, attempt, round_)
+                if isinstance(verdict, Refusal):
+                    await self._reject(ref, attempt, verdict)
+                else:
+                    verified.append(verdict)
+            if verified and not round_.closing:
+                await self._append(ref, Accepted(at=self._clock.now(), updates=verified))
+            folding.discard(round_)
+            await self._add(ref, folding)
+
+    async def _add(self, ref: RoundRef, folding: Folding) -> None:
+        try:
+            await folding.add_accepted(ref, self._log.rounds[ref])
+        except Corrupted as error:
+            update, reason = error.update, error.refusal.reason
+            if self._log.rounds[ref].closing is None:
+                log.error(
+                    "an accepted update changed in storage: %s", reason, extra={"worker": update.worker}
+                )
+                return  # `voided` belongs after the cut-off; it is met again there
+            entry = Voided(
+                at=self._clock.now(), worker=update.worker, node=update.node, chunk=0, reason=reason
+            )
+            await self._append(ref, entry)
+            await self._add(ref, folding)
+
+    async def _finish(self, ref: RoundRef, folding: Folding) -> None:
+        await self._add(ref, folding)
+        round_ = self._log.rounds[ref]
+        if not round_.counted or round_.aggregated:
+            return
+        digest, size = await folding.publish(ref)
+        weight = sum(update.weight for update in round_.counted)
+        await self._append(ref, Aggregated(at=self._clock.now(), model=digest, bytes=size, weight=weight))
+
+    async def _reject(self, ref: RoundRef, attempt: Attempt, refusal: Refusal) -> None:
+        worker, node, number = attempt
+        entry = Rejected(
+            at=self._clock.now(),
+            worker=worker,
+            node=node,
+            attempt=number,
+            code=refusal.code,
+            reason=refusal.reason,
+        )
+        await self._append(ref, entry)
+
+    async def _append(self, ref: RoundRef, entry: Entry) -> None:
+        if await self._log.append(ref, "aggregator", entry):
+            names = [u.worker for u in entry.updates] if isinstance(entry, Accepted) else []
+            said = ", ".join(names) or getattr(entry, "reason", "")
+            about = {"action": entry.kind, "run": ref.run, "round": ref.number}
+            log.info("%s %s", entry.kind, said, extra=about)
+
+    async def _folding(self, ref: RoundRef) -> Folding:
+        if ref.run not in self._foldings:
+            record, _ = await self._runs.get(ref.run)
+            self._foldings[ref.run] = Folding(self._bus, record.plan)
+        return self._foldings[ref.run]
+
+    def _forget(self, ref: RoundRef) -> None:
+        """Free what an ended round took; the sum stays for the run's next round."""
+        self._log.forget(ref.run, ref.number)
+        folding = self._foldings.get(ref.run)
+        if folding is not None and folding.is_last(ref.number, self._log.rounds[ref]):
+            del self._foldings[ref.run]

@@ -1,0 +1,124 @@
+"""The evaluator's shell: sees a new model, has its child score it on held-out data, appends `evaluated`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from fedbus.base.clock import Clock, SystemClock
+from fedbus.base.errors import BusError, TaskError
+from fedbus.bus import Bus
+from fedbus.bus.log import RoundLog, read_round
+from fedbus.bus.micro import serve
+from fedbus.bus.models import load_model, read_manifest
+from fedbus.bus.runs import Runs
+from fedbus.bus.store import last_seq
+from fedbus.codec.grid import Grid
+from fedbus.rounds.evaluating import wanting
+from fedbus.runtime.child import Trainer
+from fedbus.tasks.task import Site
+from fedbus_schemas import subjects
+from fedbus_schemas.ids import RoundRef
+from fedbus_schemas.log import Evaluated
+from fedbus_schemas.plan import Plan
+
+log = logging.getLogger(__name__)
+
+
+class Evaluator:
+    """Scores the model of every round that wants it.
+
+    Args:
+        bus: the connection.
+        folder: where the stack keeps its files; models are kept here while they are scored.
+        clock: the machine's by default.
+    """
+
+    def __init__(self, bus: Bus, folder: Path | None = None, clock: Clock | None = None) -> None:
+        self._bus = bus
+        self._clock = clock or SystemClock()
+        self._folder = folder
+        self._runs = Runs(bus)
+        self._plans: dict[str, Plan] = {}
+        self._log = RoundLog(bus, lambda _: self._wake.set())
+        self._failed: set[RoundRef] = set()
+        self._wake = asyncio.Event()
+
+    async def run(self) -> None:
+        """Score what is due, then wait for more, until cancelled."""
+        with tempfile.TemporaryDirectory(prefix="evaluator-", dir=self._folder) as scratch:
+            trainer = Trainer(Path(scratch))
+            try:
+                await self._log.start(await self._first_unscored())
+                # Answering pings tells a watcher that scores will come.
+                await serve(self._bus, "evaluator", {})
+                while True:
+                    await self._score_all(trainer, Path(scratch) / "model.f32")
+                    await self._wake.wait()
+                    self._wake.clear()
+            finally:
+                await self._log.close()
+                await trainer.stop()
+
+    async def _first_unscored(self) -> int:
+        """Where the oldest round begins that is open, or ended its run without a score."""
+        first = await last_seq(self._bus, subjects.ROUNDS) + 1
+        for name in await self._runs.names():
+            record, _ = await self._runs.get(name)
+            last = await read_round(self._bus, RoundRef(name, record.open_round)) if record.done else None
+            if last is None or wanting(record.plan, record.open_round, last):
+                first = min(first, record.open_seq)
+        return first
+
+    async def _score_all(self, trainer: Trainer, path: Path) -> None:
+        for ref in sorted(self._log.rounds):
+            round_ = self._log.rounds[ref]
+            if ref in self._failed or not wanting(await self._plan(ref.run), ref.number, round_):
+                continue
+            try:
+                await self._score(ref, trainer, path)
+            except TaskError as error:
+                self._failed.add(ref)
+                about = {"action": "evaluate", "run": ref.run, "round": ref.number, "code": error.code}
+                log.error("cannot score the model: %s", error.message, extra=about)
+            except BusError as error:
+                log.warning("the broker did not do it, trying again: %s", error, extra={"action": "retry"})
+                await self._bus.wait_up()
+                self._wake.set()
+        self._forget()
+
+    async def _score(self, ref: RoundRef, trainer: Trainer, path: Path) -> None:
+        round_ = self._log.rounds[ref]
+        made = round_.aggregated
+        assert made is not None
+        plan = await self._plan(ref.run)
+        manifest = await read_manifest(self._bus, made.model)
+        vector = np.memmap(path, np.float32, "w+", shape=(Grid.of(manifest.table).size,))
+        await load_model(self._bus, manifest, vector)
+        vector.flush()
+        score = await trainer.evaluate(plan.task, plan.train, Site(held_out=True), manifest.table, path)
+        entry = Evaluated(
+            at=self._clock.now(),
+            model=made.model,
+            num_examples=score.num_examples,
+            metrics=dict(score.metrics),
+        )
+        while not round_.evaluated and not await self._log.append(ref, "evaluator", entry):
+            pass  # another service appended meanwhile; nothing it can say changes the score
+        said = " ".join(f"{name}={value:.4f}" for name, value in score.metrics.items())
+        log.info("evaluated %s", said, extra={"action": "evaluated", "run": ref.run, "round": ref.number})
+
+    async def _plan(self, run: str) -> Plan:
+        if run not in self._plans:
+            self._plans[run] = (await self._runs.get(run))[0].plan
+        return self._plans[run]
+
+    def _forget(self) -> None:
+        """Free rounds that ended and want nothing any more."""
+        for run, plan in self._plans.items():
+            rounds = self._log.of(run)
+            needed = [n for n, r in rounds.items() if not r.ended or wanting(plan, n, r)]
+            self._log.forget(run, min(needed, default=max(rounds, default=0)))

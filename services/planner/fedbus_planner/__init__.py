@@ -1,0 +1,1 @@
+"""The planner: validates plans, opens and closes rounds, follows a run to its end."""

@@ -1,0 +1,1 @@
+"""The worker: an agent that talks and a trainer child that trains."""

@@ -1,0 +1,261 @@
+"""The agent: the half of a worker that talks. It hears announcements, does its part, and beats.
+
+It only dials out. What it hears is a hint: it reads what is open after every connect
+and at every beat, so nothing depends on a message that arrives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import os
+import platform
+from pathlib import Path
+
+from fedbus.base.clock import Clock, SystemClock, random_token
+from fedbus.base.errors import BusError, FedbusError, TaskError
+from fedbus.bus import Bus, Message
+from fedbus.bus.store import get_last
+from fedbus.codec import codecs
+from fedbus.rounds.roster import BEAT_S
+from fedbus.runtime.child import Trainer
+from fedbus.tasks.load import installed
+from fedbus_schemas import subjects
+from fedbus_schemas.base import Wire
+from fedbus_schemas.ids import RoundRef
+from fedbus_schemas.messages import (
+    Announcement,
+    Beat,
+    Capabilities,
+    InboxNotices,
+    Phase,
+    Progress,
+)
+from pydantic import ValidationError
+
+from fedbus_worker.assignments import Announced, Assignment
+from fedbus_worker.work import Work
+
+log = logging.getLogger(__name__)
+
+PROGRESS_S = 0.5  # at most two progress messages a second
+
+
+class Agent:
+    """One worker's agent.
+
+    Args:
+        bus: the connection, as the worker.
+        trainer: its child.
+        state: its locked folder.
+        tasks: tasks beside those installed, as `module:Class`.
+        data: the site's own data folder.
+        labels: what plans may require.
+        clock: the machine's by default.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        trainer: Trainer,
+        state: Path,
+        *,
+        tasks: tuple[str, ...] = (),
+        data: Path | None = None,
+        labels: dict[str, str] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.name = bus.credentials.name
+        self._bus = bus
+        self._clock = clock or SystemClock()
+        self._labels = labels or {}
+        self._work = Work(bus, trainer, state, data, self._labels)
+        self._announced = Announced(self.name)
+        self._incarnation = random_token()
+        self._capabilities = _capabilities(tasks)
+        self._ended: set[RoundRef] = set()  # given up or refused: not tried again
+        self._current: tuple[Assignment, asyncio.Task[None]] | None = None
+        self._progress: Progress | None = None
+        self._wake = asyncio.Event()
+        self._news = asyncio.Event()
+
+    async def run(self) -> None:
+        """Join and work until cancelled; then say goodbye."""
+        beating = asyncio.create_task(self._beat_on())
+        telling = asyncio.create_task(self._tell_progress())
+        try:
+            await self._bus.subscribe(subjects.ALL_ANNOUNCEMENTS, self._hear)
+            await self._bus.subscribe(subjects.inbox(self.name), self._hear_inbox)
+            await self._bus.on_up(self._read_open)
+            while True:
+                await self._follow()
+                await self._wake.wait()
+                self._wake.clear()
+        finally:
+            await self._stop_current()
+            for task in (beating, telling):
+                task.cancel()
+            await asyncio.gather(beating, telling, return_exceptions=True)
+            with contextlib.suppress(BusError):
+                await self._send(subjects.beat(self.name), self._beat(leaving=True))
+                await self._bus.flush()
+
+    # What is heard
+
+    def _hear(self, message: Message) -> None:
+        try:
+            announcement = Announcement.model_validate_json(message.data)
+        except ValidationError as error:
+            log.warning("unreadable announcement ignored (%d errors)", error.error_count())
+            return
+        if self._announced.hear(announcement):
+            self._wake.set()
+
+    def _hear_inbox(self, message: Message) -> None:
+        try:
+            inbox = InboxNotices.model_validate_json(message.data)
+        except ValidationError:
+            return
+        for notice in inbox.notices:
+            ref = RoundRef(notice.run, notice.round)
+            if ref not in self._ended and not self._announced.is_over(ref):
+                about = {"run": ref.run, "round": ref.number, "code": notice.code}
+                log.warning("our update was refused: %s", notice.reason, extra=about)
+            self._ended.add(ref)
+        self._wake.set()
+
+    async def _read_open(self) -> None:
+        """Read what is open: after a connect, and at each beat, in case a message was lost."""
+        for message in await get_last(self._bus, subjects.ANNOUNCE, [subjects.ALL_ANNOUNCEMENTS]):
+            self._hear(message)
+
+    # What is done
+
+    async def _follow(self) -> None:
+        """Stop what is over, start what is open."""
+        for key in self._work.spooled():
+            run, number, _ = key.rsplit(".", 2)
+            ref = RoundRef(run, int(number))
+            if self._announced.is_over(ref):
+                if self._current and self._current[0].ref == ref:
+                    await self._stop_current()
+                self._say_outcome(ref)
+                self._work.forget(key)
+        if self._current and self._announced.is_over(self._current[0].ref):
+            await self._stop_current()
+        if self._current is None:
+            waiting = [a for a in self._announced.open() if a.ref not in self._ended]
+            for assignment in waiting:
+                if not self._work.is_sent(assignment):
+                    task = asyncio.create_task(self._do(assignment))
+                    self._current = (assignment, task)
+                    break
+
+    def _say_outcome(self, ref: RoundRef) -> None:
+        counted = self._announced.counted(ref)
+        said = {True: "our update counts", False: "our update does not count", None: "over"}[counted]
+        log.info("round is over: %s", said, extra={"run": ref.run, "round": ref.number})
+
+    async def _do(self, assignment: Assignment) -> None:
+        ref = assignment.ref
+        about = {"run": ref.run, "round": ref.number}
+        log.info("round begins", extra=about)
+        loop = asyncio.get_running_loop()
+
+        def report(phase: Phase, fraction: float) -> None:
+            # Called from threads too.
+            self._progress = self._tell(assignment, phase, min(1.0, max(0.0, fraction)))
+            loop.call_soon_threadsafe(self._news.set)
+
+        try:
+            sent = await self._work.perform(assignment, report)
+            log.info("update sent, %.3f MB", sent.manifest.size_bytes / 1e6, extra=about)
+            self._progress = None
+        except FedbusError as error:
+            if isinstance(error, BusError) and error.retryable:
+                raise
+            self._ended.add(ref)
+            where = "the task" if isinstance(error, TaskError) else "the worker"
+            log.error("%s failed: %s\n%s", where, error.message, error.hint or "", extra=about)
+            self._progress = self._tell(assignment, "train", 0.0, failed=error.message[:2000])
+            self._news.set()
+        finally:
+            self._current = None
+            self._wake.set()
+
+    async def _stop_current(self) -> None:
+        if self._current is None:
+            return
+        assignment, task = self._current
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        self._current = self._progress = None
+        log.info(
+            "stopped: the round is over", extra={"run": assignment.ref.run, "round": assignment.ref.number}
+        )
+
+    # What is told
+
+    def _tell(
+        self, assignment: Assignment, phase: Phase, fraction: float, failed: str | None = None
+    ) -> Progress:
+        return Progress(
+            worker=self.name,
+            node=assignment.member.node,
+            run=assignment.ref.run,
+            round=assignment.ref.number,
+            phase=phase,
+            fraction=fraction,
+            at=self._clock.now(),
+            failed=failed,
+        )
+
+    async def _tell_progress(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            await self._send_progress()
+            await asyncio.sleep(PROGRESS_S)
+
+    async def _send_progress(self) -> None:
+        if self._progress is not None:
+            with contextlib.suppress(BusError):
+                await self._send(subjects.progress(self.name), self._progress)
+
+    async def _beat_on(self) -> None:
+        """Beat, repeat the last progress, and read what is open, for as long as the worker lives."""
+        while True:
+            with contextlib.suppress(BusError):
+                await self._send(subjects.beat(self.name), self._beat())
+                # Core messages may be lost; above all a failure must be heard.
+                await self._send_progress()
+                await self._read_open()
+            await asyncio.sleep(BEAT_S)
+            await self._bus.wait_up()
+
+    def _beat(self, *, leaving: bool = False) -> Beat:
+        return Beat(
+            worker=self.name,
+            at=self._clock.now(),
+            incarnation=self._incarnation,
+            capabilities=self._capabilities,
+            labels=self._labels,
+            leaving=leaving,
+        )
+
+    async def _send(self, subject: str, message: Wire) -> None:
+        await self._bus.publish(subject, message.model_dump_json().encode())
+
+
+def _capabilities(tasks: tuple[str, ...]) -> Capabilities:
+    pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return Capabilities(
+        tasks=sorted({*installed(), *tasks}),
+        codecs=codecs.names(),
+        cpus=os.cpu_count() or 1,
+        memory_mb=pages * page // 1_000_000,
+        python=platform.python_version(),
+        version=importlib.metadata.version("fedbus"),
+    )

@@ -1,0 +1,96 @@
+"""What a worker has to do, from what was announced. Pure: announcements in, assignments out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedbus.rounds.planning import derive_seed
+from fedbus.tasks.task import Partition, Site
+from fedbus_schemas.ids import RoundRef
+from fedbus_schemas.log import Member
+from fedbus_schemas.messages import Announcement
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One seat of one open round."""
+
+    announcement: Announcement
+    member: Member
+
+    @property
+    def ref(self) -> RoundRef:
+        """The round."""
+        return RoundRef(self.announcement.run, self.announcement.round)
+
+    @property
+    def key(self) -> str:
+        """Names the assignment's files."""
+        return f"{self.ref.run}.{self.ref.number}.{self.member.node}"
+
+    @property
+    def seed(self) -> int:
+        """Seed of this member's training, the same for everyone who computes it."""
+        return derive_seed(self.announcement.plan, self.ref, self.member.worker, self.member.node)
+
+    def site(self, data: str | None, labels: dict[str, str]) -> Site:
+        """Where this member's data is: a part of the shipped data, or the worker's own folder."""
+        plan, part = self.announcement.plan, self.member.partition
+        partition = None
+        if plan.data is not None and part is not None:
+            partition = Partition(
+                kind=plan.data.partition,
+                parts=plan.data.parts,
+                id=part,
+                seed=plan.seed,
+                alpha=plan.data.alpha,
+                shards=plan.data.shards,
+            )
+        return Site(data=data, partition=partition, labels=labels)
+
+
+class Announced:
+    """The last announcement of every run that this worker heard of."""
+
+    def __init__(self, worker: str) -> None:
+        self._worker = worker
+        self._last: dict[str, Announcement] = {}
+
+    def hear(self, announcement: Announcement) -> bool:
+        """Note an announcement; False when it is old, repeated, or not what its digest says."""
+        known = self._last.get(announcement.run)
+        if known is not None and not _is_newer(announcement, known):
+            return False
+        if announcement.plan.digest() != announcement.plan_digest:
+            return False
+        self._last[announcement.run] = announcement
+        return True
+
+    def open(self) -> list[Assignment]:
+        """This worker's seats in open rounds, longest open first."""
+        found = [
+            Assignment(announcement, member)
+            for announcement in self._last.values()
+            if announcement.state == "open"
+            for member in announcement.members
+            if member.worker == self._worker
+        ]
+        return sorted(found, key=lambda a: a.announcement.opened_at)
+
+    def is_over(self, ref: RoundRef) -> bool:
+        """Whether a round is known to take no more updates."""
+        last = self._last.get(ref.run)
+        if last is None:
+            return False
+        return last.round > ref.number or (last.round == ref.number and last.state == "closed")
+
+    def counted(self, ref: RoundRef) -> bool | None:
+        """Whether this worker's update counted in a round that is over; None: not known any more."""
+        last = self._last.get(ref.run)
+        if last is None or last.ended is None or last.ended.round != ref.number:
+            return None
+        return self._worker in last.ended.accepted
+
+
+def _is_newer(new: Announcement, old: Announcement) -> bool:
+    return (new.round, new.state == "closed") > (old.round, old.state == "closed")

@@ -1,0 +1,183 @@
+"""The trainer child: loads a task, trains, and talks to its agent alone.
+
+    python -m fedbus_worker.child [--threads N]
+
+One JSON request per line on stdin, one at a time; JSON lines on stdout:
+
+    {"ready": {"python": "3.11.7", "pid": 4242}}             once, at start
+    {"do": "init", task, params, seed, out}                  writes a new model to `out`
+    {"do": "train", task, params, seed, round, site, table, model, out}
+                                                             writes trained minus given weights to `out`
+    {"do": "evaluate", task, params, site, table, model}
+    {"progress": 0.25}                                       at most 5 a second
+    {"done": {"table": […]}}                                 of init
+    {"done": {"num_examples": 3, "metrics": {…}}}            of train and evaluate
+    {"failed": {"error": "ValueError: …", "traceback": "…"}} the child lives on
+
+Vectors are flat float32 files. Valid for Python 3.9; standard library and numpy only. It holds
+no credential, and dies with its agent: the end of stdin ends it, in the middle of training too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import platform
+import queue
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, Optional
+
+if TYPE_CHECKING:
+    import numpy as np
+    from fedbus.tasks.resident import Resident
+    from numpy.typing import NDArray
+
+PROGRESS_S = 0.2
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+class Child:
+    """Answers requests; keeps the last task resident."""
+
+    def __init__(self, replies: int, threads: int) -> None:
+        self._replies = replies
+        self._threads = threads
+        self._key = ""
+        self._resident: Optional[Resident] = None
+        self._told = float("-inf")
+
+    def answer(self, line: bytes) -> None:
+        """Follow one request; whatever the task raises is told, and the child lives on."""
+        try:
+            request = json.loads(line)
+            done = {"init": self._init, "train": self._train, "evaluate": self._evaluate}[request["do"]](
+                request
+            )
+            self.tell({"done": done})
+        except Exception as error:
+            text = "{}: {}".format(type(error).__name__, error)
+            self.tell({"failed": {"error": text[:1500], "traceback": traceback.format_exc()[-20_000:]}})
+
+    def tell(self, reply: Dict[str, Any]) -> None:
+        """Write one reply."""
+        data = json.dumps(reply, allow_nan=False).encode() + b"\n"
+        while data:
+            data = data[os.write(self._replies, data) :]
+
+    def _init(self, request: Dict[str, Any]) -> Dict[str, Any]:
+        from fedbus.tasks import vector
+
+        table, arrays = self._task(request).init(request["seed"])
+        vector.flatten(arrays, table, _new_vector(request["out"], vector.size(table)))
+        return {"table": table}
+
+    def _train(self, request: Dict[str, Any]) -> Dict[str, Any]:
+        from fedbus.tasks.resident import site_from
+
+        weights = _read_vector(request["model"])
+        self._told = float("-inf")
+        trained = self._task(request).train(
+            site_from(request["site"]),
+            weights,
+            request["table"],
+            request["seed"],
+            request["round"],
+            self._progress,
+            lambda: _new_vector(request["out"], len(weights)),
+        )
+        return {"num_examples": trained.num_examples, "metrics": trained.metrics}
+
+    def _evaluate(self, request: Dict[str, Any]) -> Dict[str, Any]:
+        from fedbus.tasks.resident import site_from
+
+        weights = _read_vector(request["model"])
+        scored = self._task(request).evaluate(site_from(request["site"]), weights, request["table"])
+        return {"num_examples": scored.num_examples, "metrics": scored.metrics}
+
+    def _task(self, request: Dict[str, Any]) -> Resident:
+        """The resident task; another task, or other parameters, take its place."""
+        from fedbus.tasks.resident import Resident
+
+        key = json.dumps([request["task"], request["params"]], sort_keys=True)
+        if self._resident is None or key != self._key:
+            self._resident = None  # let go of its memory first
+            self._resident = Resident(request["task"], request["params"])
+            self._key = key
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(self._threads)
+        return self._resident
+
+    def _progress(self, fraction: float) -> None:
+        now = time.monotonic()
+        if now - self._told >= PROGRESS_S:
+            self._told = now
+            self.tell({"progress": min(1.0, max(0.0, float(fraction)))})
+
+
+def _read_vector(path: str) -> NDArray[np.float32]:
+    import numpy as np
+
+    return np.memmap(path, np.float32, "r")
+
+
+def _new_vector(path: str, size: int) -> NDArray[np.float32]:
+    """A new file's vector, in memory shared with the agent.
+
+    Its space is reserved: on a full disk, writing to unreserved shared memory kills the process
+    (SIGBUS), where this is an error that says so.
+    """
+    import numpy as np
+
+    Path(path).unlink(missing_ok=True)  # the agent may still look at the old one
+    with Path(path).open("wb+") as file:
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, 4 * size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # some file systems cannot
+                    raise
+        return np.memmap(file, np.float32, "w+", shape=(size,))
+
+
+def _follow(requests: int, lines: queue.SimpleQueue[bytes]) -> None:
+    """Pass on lines of stdin; at its end the agent is gone, and so are we, whatever the task is at."""
+    rest = b""
+    while data := os.read(requests, 1 << 20):
+        *whole, rest = (rest + data).split(b"\n")
+        for line in whole:
+            lines.put(line)
+    os._exit(0)
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    parser = argparse.ArgumentParser(
+        prog="fedbus_worker.child", description="The trainer child of fedbus-worker."
+    )
+    parser.add_argument("--threads", type=int, default=1, help="threads that the task's numerics may use")
+    threads = parser.parse_args().threads
+    for name in _THREAD_VARIABLES:  # read when numpy and torch are imported, which is later
+        os.environ[name] = str(threads)
+    # The protocol has the pipes to itself: a task that prints writes to stderr, one that reads finds nothing.
+    requests, replies = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # it is a TextIOWrapper here
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_follow, args=(requests, lines), daemon=True).start()
+    child = Child(replies, threads)
+    child.tell({"ready": {"python": platform.python_version(), "pid": os.getpid()}})
+    while True:
+        child.answer(lines.get())
+
+
+if __name__ == "__main__":
+    main()

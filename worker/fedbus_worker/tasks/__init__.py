@@ -1,0 +1,1 @@
+"""Tasks shipped with fedbus."""
