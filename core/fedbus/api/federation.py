@@ -74,7 +74,11 @@ class Federation:
             rounds[number] = round_
             number += 1
         report = run_report(record, rounds)
-        return report if report.state in ("finished", "aborted") else run_report(record, rounds, await self.waiting(name))
+        return (
+            report
+            if report.state in ("finished", "aborted")
+            else run_report(record, rounds, await self.waiting(name))
+        )
 
     async def round(self, run: str, number: int) -> RoundReport:
         """One round.
@@ -86,7 +90,8 @@ class Federation:
         round_ = await read_round(self._bus, RoundRef(run, number))
         if round_.opened is None:
             raise UnknownRun(
-                f"{run} has no round {number}", hint=f"it is at round {record.open_round} of {record.plan.rounds}"
+                f"{run} has no round {number}",
+                hint=f"it is at round {record.open_round} of {record.plan.rounds}",
             )
         return round_report(number, round_)
 

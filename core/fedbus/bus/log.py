@@ -46,6 +46,7 @@ class RoundLog:
         self._arrivals: Arrivals[Stored] = Arrivals(0)
         self._stale = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._forgotten: dict[str, int] = {}
         self.rounds: dict[RoundRef, Round] = {}
 
     async def start(self, from_seq: int) -> None:
@@ -67,7 +68,8 @@ class RoundLog:
         return {ref.number: round_ for ref, round_ in self.rounds.items() if ref.run == run}
 
     def forget(self, run: str, before: int) -> None:
-        """Drop the folds of a run's rounds below a number."""
+        """Drop the folds of a run's rounds below a number, and pass over what is still written about them."""
+        self._forgotten[run] = max(before, self._forgotten.get(run, 0))
         for ref in [r for r in self.rounds if r.run == run and r.number < before]:
             del self.rounds[ref]
 
@@ -151,6 +153,8 @@ class RoundLog:
         for seq, subject, data in entries:
             run, number, author = subjects.parse_log(subject)
             ref = RoundRef(run, number)
+            if number < self._forgotten.get(run, 0):
+                continue
             round_ = self.rounds.setdefault(ref, Round())
             ignored = len(round_.ignored)
             round_.read(seq, author, data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -17,22 +17,24 @@ from rich.table import Table
 
 from fedbus.api.federation import Federation
 from fedbus.base.errors import FedbusError
-from fedbus.base.settings import VARIABLES, check_environment
 from fedbus.runtime.identity import credentials_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 dir_option = click.option(
-    "--dir", "folder", type=click.Path(path_type=Path), help="Folder of the local stack.  [default: ./.fedbus]"
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Folder of the local stack.  [default: ./.fedbus]",
 )
 url_option = click.option("--url", help="Broker, with credentials: nats://user:password@host:4222")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 def console() -> Console:
-    """Where people read: stdout."""
-    return Console(soft_wrap=False, highlight=False)
+    """Where people read: stdout. Piped, lines are not folded."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def print_json(value: BaseModel | list[Any]) -> None:
@@ -66,9 +68,7 @@ def reporting(run: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def with_federation(
-    folder: Path | None, url: str | None, work: Callable[[Federation], Awaitable[R]]
-) -> R:
+def with_federation(folder: Path | None, url: str | None, work: Callable[[Federation], Awaitable[R]]) -> R:
     """Connect as the operator, do something, disconnect."""
 
     async def go() -> R:
@@ -79,25 +79,26 @@ def with_federation(
 
 
 def round_table(report: RunReport) -> Table:
-    """A run's rounds, a line each."""
+    """A run's rounds, a line each, with held-out metrics. Columns that say nothing are left out."""
+    rounds = report.rounds
+    names = sorted({name for r in rounds for name in r.metrics if not name.startswith("train_")})
+    columns: dict[str, list[str]] = {
+        "round": [str(r.round) for r in rounds],
+        "state": [r.state if r.state != "finished" else "" for r in rounds],
+        "updates": [f"{r.accepted}/{len(r.cohort)}" for r in rounds],
+        "lost": [str(len(r.lost) or "") for r in rounds],
+        "rejected": [str(len(r.rejected) or "") for r in rounds],
+        "seconds": ["" if r.seconds is None else f"{r.seconds:.2f}" for r in rounds],
+        "MB up": [f"{r.bytes_up / 1e6:.2f}" for r in rounds],
+        "MB down": [f"{r.bytes_down / 1e6:.2f}" for r in rounds],
+        **{name: [f"{r.metrics[name]:.4f}" if name in r.metrics else "" for r in rounds] for name in names},
+    }
+    shown = {name: cells for name, cells in columns.items() if any(cells) or name == "round"}
     table = Table(title=f"{report.run}: {report.state}" + (f" ({report.reason})" if report.reason else ""))
-    for column in ("round", "state", "updates", "lost", "rejected", "seconds", "MB up", "MB down"):
-        table.add_column(column, justify="left" if column == "state" else "right")
-    names = sorted({name for r in report.rounds for name in r.metrics})
-    for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
-    for r in report.rounds:
-        table.add_row(
-            str(r.round),
-            r.state,
-            f"{r.accepted}/{len(r.cohort)}",
-            str(len(r.lost)),
-            str(len(r.rejected)),
-            "" if r.seconds is None else f"{r.seconds:.2f}",
-            f"{r.bytes_up / 1e6:.2f}",
-            f"{r.bytes_down / 1e6:.2f}",
-            *(f"{r.metrics[name]:.4f}" if name in r.metrics else "" for name in names),
-        )
+    for name in shown:
+        table.add_column(name, justify="left" if name == "state" else "right")
+    for cells in zip(*shown.values(), strict=True):
+        table.add_row(*cells)
     return table
 
 
@@ -132,13 +133,3 @@ def round_details(r: RoundReport) -> Table:
     table.add_row("model", r.model or "")
     table.add_row("trace", r.trace_id)
     return table
-
-
-def environment_checked() -> None:
-    """Refuse unknown FEDBUS_* variables."""
-    import os
-
-    check_environment(os.environ)
-
-
-__all__ = ["VARIABLES", "Coroutine"]

@@ -18,7 +18,8 @@ def round_report(number: int, round_: Round) -> RoundReport:
     assert opened is not None
     assert state is not None
     end = round_.aborted or round_.aggregated
-    why = round_.aborted or round_.closing
+    # A round that got all it wanted needs no explanation.
+    why = round_.aborted or (round_.closing if round_.closing and round_.closing.code != "target" else None)
     seconds = round(end.at - opened.at, 6) if end else None
     bytes_up = sum(update.bytes for update in round_.accepted)
     return RoundReport(
