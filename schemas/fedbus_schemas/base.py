@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 # One NATS subject token: no dots, wildcards, spaces or control characters can reach a subject through it.
 TOKEN_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+
+
+def is_token(text: str) -> bool:
+    """Whether a subject's token is a name; a peer may publish tokens that are not."""
+    return re.fullmatch(TOKEN_PATTERN, text) is not None
+
+
 Token = Annotated[str, StringConstraints(pattern=TOKEN_PATTERN)]
 RunName = Token
 WorkerName = Token

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from fedbus_schemas.base import TOKEN_PATTERN
+from fedbus_schemas.base import is_token
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -26,16 +26,16 @@ def parse_ref(text: str) -> tuple[str, int | None]:
         ValueError: the text is neither.
     """
     run, slash, number = text.partition("/")
-    if not re.match(TOKEN_PATTERN, run):
+    if not is_token(run):
         raise ValueError(f"{text!r} does not name a run: use RUN or RUN/N, such as run-0001/2")
     if not slash:
         return run, None
-    if not number.isascii() or not number.isdigit():
+    if not re.fullmatch(r"[0-9]{1,8}", number):
         raise ValueError(f"{text!r} does not name a round: use RUN/N, such as run-0001/2")
     return run, int(number)
 
 
 def next_run_name(taken: set[str]) -> str:
     """Name the next run: one above the highest `run-NNNN` that is taken."""
-    numbers = [int(m[1]) for name in taken if (m := re.fullmatch(r"run-(\d+)", name))]
+    numbers = [int(m[1]) for name in taken if (m := re.fullmatch(r"run-([0-9]{1,9})", name))]
     return f"run-{max(numbers, default=0) + 1:04d}"

@@ -151,12 +151,13 @@ class Aggregated(_Entry):
 
 
 class Evaluated(_Entry):
-    """The model was scored on held-out data."""
+    """The model was scored on held-out data, or could not be, and why."""
 
     kind: Literal["evaluated"] = "evaluated"
     model: Digest
     num_examples: int = Field(ge=0)
     metrics: Metrics
+    failed: Reason | None = None
 
     @property
     def keys(self) -> list[str]:

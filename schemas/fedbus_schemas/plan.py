@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from fedbus_schemas.base import RunName, Token, Wire
 
@@ -17,11 +18,25 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 ShareOrCount = Count | Share
 
 
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what JSON cannot carry: it would reach the workers as something else."""
+    try:
+        json.dumps(values, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"only finite numbers, text, true, false, null, lists and mappings: {error}"
+        ) from None
+    return values
+
+
+Params = Annotated[dict[str, Any], AfterValidator(_plain)]
+
+
 class Named(Wire):
     """A plug-in by name, with its parameters: `fedavg`, or `{name: fedavg, ...}`."""
 
     name: Token
-    params: dict[str, Any] = {}
+    params: Params = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -98,7 +113,7 @@ class Limits(Wire):
     """What one worker may cost."""
 
     mb_per_worker: float = Field(
-        1000.0, gt=0, description="most an update may weigh on the wire, in MB (1e6 bytes)"
+        1000.0, gt=0, le=1e6, description="most an update may weigh on the wire, in MB (1e6 bytes)"
     )
 
 
@@ -118,7 +133,7 @@ class Plan(Wire):
     data: Data | None = None
     cohort: Cohort = Cohort()
     close: Close = Close()
-    train: dict[str, Any] = Field({}, description="the task's own Params")
+    train: Params = Field({}, description="the task's own Params")
     strategy: Named = Named(name="fedavg")
     codec: Codecs = Codecs()
     privacy: Privacy = Privacy()

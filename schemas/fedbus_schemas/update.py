@@ -81,7 +81,10 @@ class _Packed(Wire):
 
 
 class UpdateManifest(_Packed):
-    """The commit of an update: before it nothing of the update counts."""
+    """The commit of an update: before it nothing of the update counts.
+
+    Lists fail at their first wrong item: a peer could make a million of them wrong.
+    """
 
     run: RunName
     round: RoundNumber
@@ -91,14 +94,14 @@ class UpdateManifest(_Packed):
     plan: Digest
     base: Digest | None = Field(description="model the update is a delta to; none: weights from zero")
     codec: Token
-    num_examples: int = Field(ge=1)
+    num_examples: int = Field(ge=1, le=10**12)
     metrics: Metrics = {}
     chunks: list[Digest] = Field(
-        min_length=1, max_length=MAX_CHUNKS, description="SHA-256 of each chunk, in order"
+        min_length=1, max_length=MAX_CHUNKS, fail_fast=True, description="SHA-256 of each chunk, in order"
     )
     size_bytes: int = Field(ge=1, description="sum of the chunks' sizes")
     table: list[TensorSpec] | None = Field(
-        None, max_length=MAX_TENSORS, description="only where there is no base"
+        None, max_length=MAX_TENSORS, fail_fast=True, description="only where there is no base"
     )
     body: bytes | None = Field(None, description="the chunk itself, when there is one and it fits")
 
@@ -110,6 +113,6 @@ class ModelManifest(_Packed):
     round: RoundNumber
     parent: Digest | None
     codec: Token
-    table: list[TensorSpec] = Field(min_length=1, max_length=MAX_TENSORS)
-    chunks: list[Digest] = Field(min_length=1, max_length=MAX_CHUNKS)
+    table: list[TensorSpec] = Field(min_length=1, max_length=MAX_TENSORS, fail_fast=True)
+    chunks: list[Digest] = Field(min_length=1, max_length=MAX_CHUNKS, fail_fast=True)
     size_bytes: int = Field(ge=1, description="sum of the chunks' sizes")

@@ -52,6 +52,22 @@ def leftovers(program: str, mark: str) -> list[str]:
     ]
 
 
+def working_in(folder: Path) -> list[str]:
+    """Processes that name a folder in their command line or, where /proc tells it, run in it."""
+
+    def runs_there(process: Process) -> bool:
+        try:
+            return Path(f"/proc/{process.pid}/cwd").readlink().is_relative_to(folder)
+        except OSError:
+            return False
+
+    return [
+        f"{each.pid} {each.command}"
+        for each in processes()
+        if str(folder) in each.command or runs_there(each)
+    ]
+
+
 def _from_proc(folder: Path) -> Process | None:
     try:
         state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]

@@ -15,7 +15,7 @@ import platform
 from pathlib import Path
 
 from fedbus.base.clock import Clock, SystemClock, random_token
-from fedbus.base.errors import BusError, FedbusError, TaskError
+from fedbus.base.errors import BusError, BusUnavailable, FedbusError, NotAcked
 from fedbus.bus import Bus, Message
 from fedbus.bus.store import get_last
 from fedbus.codec import codecs
@@ -155,7 +155,11 @@ class Agent:
 
     def _say_outcome(self, ref: RoundRef) -> None:
         counted = self._announced.counted(ref)
-        said = {True: "our update counts", False: "our update does not count", None: "over"}[counted]
+        said = {True: "our update counts", False: "our update does not count", None: "it ended without us"}[
+            counted
+        ]
+        if ref.number == 0:
+            said = "the first model is made"
         log.info("round is over: %s", said, extra={"run": ref.run, "round": ref.number})
 
     async def _do(self, assignment: Assignment) -> None:
@@ -173,17 +177,26 @@ class Agent:
             sent = await self._work.perform(assignment, report)
             log.info("update sent, %.3f MB", sent.manifest.size_bytes / 1e6, extra=about)
             self._progress = None
+        except (BusUnavailable, NotAcked) as error:
+            log.warning("the broker did not do it, trying again: %s", error, extra=about)
+            await self._bus.wait_up()
         except FedbusError as error:
-            if isinstance(error, BusError) and error.retryable:
-                raise
-            self._ended.add(ref)
-            where = "the task" if isinstance(error, TaskError) else "the worker"
-            log.error("%s failed: %s\n%s", where, error.message, error.hint or "", extra=about)
-            self._progress = self._tell(assignment, "train", 0.0, failed=error.message[:2000])
-            self._news.set()
+            self._give_up(assignment, error.message, error.hint)
+        except Exception as error:  # a full disk, a bug: the planner is told, and the worker lives on
+            log.exception("round failed", extra=about)
+            self._give_up(assignment, f"{type(error).__name__}: {error}", None)
         finally:
             self._current = None
             self._wake.set()
+
+    def _give_up(self, assignment: Assignment, reason: str, details: str | None) -> None:
+        ref = assignment.ref
+        log.error("round given up: %s", reason, extra={"run": ref.run, "round": ref.number})
+        if details:
+            log.error("%s", details)
+        self._ended.add(ref)
+        self._progress = self._tell(assignment, "train", 0.0, failed=reason[:2000])
+        self._news.set()
 
     async def _stop_current(self) -> None:
         if self._current is None:

@@ -59,6 +59,10 @@ class Spool:
             os.fsync(file.fileno())
         temporary.replace(path)
 
+    def restart(self) -> None:
+        """Forget what was stored of an earlier attempt: another encoding follows."""
+        (self.folder / "stored").unlink(missing_ok=True)
+
     def unsent(self, update: SpooledUpdate) -> list[int]:
         """Chunks without an acknowledgement on record."""
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedbus.base.errors import ConfigError
 from fedbus.base.settings import variable
-from fedbus_schemas.base import TOKEN_PATTERN
+from fedbus_schemas.base import is_token
 
 
 def default_state() -> Path:
@@ -55,7 +55,7 @@ def claim(root: Path, federation: str, name: str | None) -> WorkerState:
     """
     home = root / re.sub(r"[^A-Za-z0-9_.-]", "-", federation)
     if name is not None:
-        if not re.match(TOKEN_PATTERN, name):
+        if not is_token(name):
             raise ConfigError(f"--name {name!r}: use letters, digits, '-' and '_', at most 64")
         return WorkerState(home / name)
     host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname().split(".")[0]).strip("-") or "worker"

@@ -127,6 +127,7 @@ class Work:
     ) -> SpooledUpdate:
         announcement, plan = assignment.announcement, assignment.announcement.plan
         report("encode", 0.0)
+        spool.restart()
         framing = Framing(plan.codec.up.name, plan.codec.up.params)
         grid = Grid.of(table)
         delta: Vector = np.memmap(spool.delta, np.float32, "r", shape=(grid.size,))

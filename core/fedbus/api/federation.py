@@ -10,11 +10,12 @@ from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.messages import AskWaiting, RunRecord, Started, StartRun, Waiting
 from fedbus_schemas.report import RoundReport, RunReport, RunSummary
 
-from fedbus.base.errors import BusError, UnknownRun
+from fedbus.base.errors import BusError, BusUnavailable, UnknownRun
 from fedbus.bus import Bus, Credentials
 from fedbus.bus.log import RoundLog, read_round
 from fedbus.bus.micro import ask
 from fedbus.bus.runs import Runs
+from fedbus.bus.store import persist
 from fedbus.rounds.evaluating import wanting
 from fedbus.rounds.fold import Round
 from fedbus.rounds.report import round_report, run_report, run_summary
@@ -22,6 +23,7 @@ from fedbus.rounds.report import round_report, run_report, run_summary
 # How long a finished run is watched for scores that are due.
 SCORE_WAIT_S = 60.0
 TICK_S = 2.0
+PLANNER_WAIT_S = 10.0
 
 
 class Federation:
@@ -53,7 +55,16 @@ class Federation:
             PlanRefused, UnknownName: the planner refuses the plan, and says why.
             BusUnavailable: no planner answers.
         """
-        return (await ask(self._bus, "planner", "start", StartRun(plan=plan, name=name), Started)).run
+        loop = asyncio.get_running_loop()
+        patience = loop.time() + PLANNER_WAIT_S
+        while True:
+            try:
+                return (await ask(self._bus, "planner", "start", StartRun(plan=plan, name=name), Started)).run
+            except BusUnavailable:
+                # It may be starting, or starting again. Nobody heard the command, so it can be repeated.
+                if loop.time() > patience:
+                    raise
+            await asyncio.sleep(0.1)
 
     async def runs(self) -> list[RunSummary]:
         """All runs, oldest first."""
@@ -68,11 +79,7 @@ class Federation:
             UnknownRun: there is none of that name.
         """
         record, _ = await self._runs.get(name)
-        rounds: dict[int, Round] = {}
-        number = 0 if record.plan.model.from_run is None else 1
-        while (round_ := await read_round(self._bus, RoundRef(name, number))).opened is not None:
-            rounds[number] = round_
-            number += 1
+        rounds = await self._rounds_of(record)
         report = run_report(record, rounds)
         return (
             report
@@ -108,10 +115,13 @@ class Federation:
         A score that no evaluator delivers is waited for a minute at most, and not at all
         when no evaluator runs.
         """
-        record, _ = await self._runs.get(name)
+        record, _ = await persist(self._bus, lambda: self._runs.get(name))
         changed = asyncio.Event()
         changed.set()
         log = RoundLog(self._bus, lambda ref: changed.set() if ref.run == name else None)
+        # Rounds that ended before; what is still said about them comes by the log.
+        for number, round_ in (await persist(self._bus, lambda: self._rounds_of(record))).items():
+            log.rounds[RoundRef(name, number)] = round_
         await log.start(record.open_seq)
         ended_at: float | None = None
         loop = asyncio.get_running_loop()
@@ -127,7 +137,8 @@ class Federation:
                         return
                 changed.clear()
                 try:
-                    await asyncio.wait_for(changed.wait(), TICK_S)
+                    async with asyncio.timeout(TICK_S):
+                        await changed.wait()
                 except TimeoutError:
                     continue
         finally:
@@ -141,6 +152,14 @@ class Federation:
         except BusError:
             return False
         return True
+
+    async def _rounds_of(self, record: RunRecord) -> dict[int, Round]:
+        rounds: dict[int, Round] = {}
+        number = 0 if record.plan.model.from_run is None else 1
+        while (round_ := await read_round(self._bus, RoundRef(record.name, number))).opened is not None:
+            rounds[number] = round_
+            number += 1
+        return rounds
 
     async def _last_rounds(self, record: RunRecord) -> dict[int, Round]:
         rounds = {}

@@ -168,7 +168,10 @@ class ChildDied(TaskError):
 
 def by_code(code: str, message: str, hint: str | None = None) -> FedbusError:
     """The error of that code, as another process reported it; a plain FedbusError for an unknown code."""
-    return _family(FedbusError).get(code, FedbusError)(message, hint=hint)
+    kind = _family(FedbusError).get(code, FedbusError)
+    while kind.__init__ is not FedbusError.__init__:
+        kind = kind.__mro__[1]  # it is made from more than a message: its family says enough
+    return kind(message, hint=hint)
 
 
 def _family(root: type[FedbusError]) -> dict[str, type[FedbusError]]:
@@ -184,6 +187,9 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+MOST_ERRORS = 5
+
+
 def describe(error: ValidationError, known: Iterable[str] = ()) -> str:
     """One line for a failed validation: the field, the reason, and the nearest known key.
 
@@ -192,7 +198,8 @@ def describe(error: ValidationError, known: Iterable[str] = ()) -> str:
         known: keys to suggest from where one is unknown.
     """
     lines = []
-    for item in error.errors():
+    # A hostile message can be wrong in a million places; the first few say enough.
+    for item in error.errors(include_input=False)[:MOST_ERRORS]:
         field = ".".join(str(part) for part in item["loc"]) or "message"
         if item["type"] == "extra_forbidden":
             close = nearest(str(item["loc"][-1]), known)

@@ -53,8 +53,7 @@ class Registry(Generic[T]):
         except KeyError:
             close = nearest(name, self._found)
             raise UnknownName(
-                f"unknown {self.kind.removesuffix('s')} {name!r}"
-                + (f"; did you mean {close!r}?" if close else ""),
+                f"unknown {_singular(self.kind)} {name!r}" + (f"; did you mean {close!r}?" if close else ""),
                 hint=f"known {self.kind}: {', '.join(sorted(self._found))}",
             ) from None
 
@@ -80,9 +79,14 @@ class Registry(Generic[T]):
     def _load(self) -> None:
         if self._loaded:
             return
-        self._loaded = True
         package = importlib.import_module(self._package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self._package}.{module.name}")
         for point in importlib.metadata.entry_points(group=f"fedbus.{self.kind}"):
             self.register(point.load())
+        # Last, so that a plug-in which cannot be imported is an error each time, not an unknown name.
+        self._loaded = True
+
+
+def _singular(kind: str) -> str:
+    return kind.removesuffix("ies") + "y" if kind.endswith("ies") else kind.removesuffix("s")

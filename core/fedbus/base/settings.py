@@ -58,9 +58,11 @@ def check_environment(environ: Mapping[str, str]) -> None:
     """
     for name in environ:
         if name.startswith(PREFIX) and name not in VARIABLES:
-            close = nearest(name, VARIABLES)
+            # Without the prefix, which makes all of them look alike.
+            close = nearest(name.removeprefix(PREFIX), [known.removeprefix(PREFIX) for known in VARIABLES])
             raise ConfigError(
-                f"unknown environment variable {name}" + (f"; did you mean {close}?" if close else ""),
+                f"unknown environment variable {name}"
+                + (f"; did you mean {PREFIX}{close}?" if close else ""),
                 hint=f"known: {', '.join(VARIABLES)}",
             )
 

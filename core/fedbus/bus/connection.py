@@ -11,42 +11,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
 
-import nats
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from fedbus.base.errors import AuthRefused, BusError, BusUnavailable, NotAcked, PayloadTooLarge
 from fedbus.bus.credentials import Credentials
+from fedbus.bus.link import Link
+from fedbus.bus.replies import Message, Replies
+
+__all__ = ["Bus", "Message"]
 
 log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 5.0
 BACKOFF_S = (0.05, 2.0)  # first and longest pause between tries, before jitter
 # What the broker counts against max_payload besides the payload: our headers take under 300 bytes.
 HEADER_ROOM = 4096
-# Above two upload windows of 16 MiB, so that a publish never blocks on the client's own buffer.
-PENDING_BYTES = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A received message."""
-
-    subject: str
-    data: bytes
-    headers: Mapping[str, str]
-    reply: str = ""
-
-    @property
-    def status(self) -> str | None:
-        """Status of a server's reply without payload, such as 404."""
-        return self.headers.get("Status")
 
 
 Callback = Callable[[Message], None]
@@ -59,17 +43,15 @@ class Bus:
     def __init__(self, credentials: Credentials, name: str) -> None:
         self.credentials = credentials
         self._name = name
-        self._nc: Client | None = None
+        self._link: Link | None = None
         self._up = asyncio.Event()
         self._closing = False
         self._inbox = ""
         self._reopening: asyncio.Task[None] | None = None
-        self._renewing: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()  # what ends with the present connection
         self._subscriptions: dict[str, Callback] = {}
         self._hooks: list[Hook] = []
-        self._pending: dict[str, tuple[str, asyncio.Future[Message]]] = {}
-        self._parts: dict[str, list[Message]] = {}
-        self._numbers = count(1)
+        self._replies = Replies()
         self.last_error: str | None = None
 
     @classmethod
@@ -89,7 +71,8 @@ class Bus:
         """
         bus = cls(credentials, name or credentials.name)
         try:
-            await asyncio.wait_for(bus._open_with_backoff(refused_is_final=wait_s is not None), wait_s)
+            async with asyncio.timeout(wait_s):
+                await bus._open_with_backoff(refused_is_final=wait_s is not None)
         except TimeoutError:
             raise BusUnavailable(
                 f"no broker at {credentials.url} within {wait_s:g} s: {bus.last_error or 'no answer'}",
@@ -114,11 +97,15 @@ class Bus:
         Raises:
             BusUnavailable: there is none at the moment.
         """
-        if self._nc is None or not self._up.is_set():
+        return self._alive.client
+
+    @property
+    def _alive(self) -> Link:
+        if self._link is None:
             raise BusUnavailable(
                 f"not connected to {self.credentials.url}: {self.last_error or 'connecting'}"
             )
-        return self._nc
+        return self._link
 
     async def wait_up(self) -> None:
         """Return as soon as there is a live connection."""
@@ -127,24 +114,34 @@ class Bus:
     async def close(self) -> None:
         """Close for good; pending requests fail."""
         self._closing = True
-        for task in (self._reopening, self._renewing):
-            if task:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-        nc, self._nc = self._nc, None
+        link, self._link = self._link, None
         self._up.clear()
-        if nc is not None:
-            await nc.close()
-        self._fail_pending("the connection was closed")
+        ending = [*self._tasks, *([self._reopening] if self._reopening else [])]
+        self._end_tasks()
+        if self._reopening:
+            self._reopening.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+        if link is not None:
+            await link.close()
+        self._replies.fail("the connection was closed")
 
     async def subscribe(self, subject: str, callback: Callback) -> None:
         """Call a plain function for each message, now and after every reconnect.
 
         What the connection loses is lost: a message is only a hint to read.
+
+        Raises:
+            BusUnavailable: not now; it is made up for at the next connection.
+            AuthRefused: the broker refuses this subject to us.
         """
         self._subscriptions[subject] = callback
-        await self._subscribe(self.client, subject, callback)
-        await self.flush()
+        with self._replies.expect(subject) as (_, refusal):
+            await self._subscribe(self.client, subject, callback)
+            await self.flush()
+            # A refusal comes before the answer to the flush.
+            if refusal.done() and isinstance(error := refusal.exception(), AuthRefused):
+                del self._subscriptions[subject]
+                raise error
 
     async def on_up(self, hook: Hook) -> None:
         """Run a coroutine now and after every reconnect, once subscriptions are renewed."""
@@ -152,15 +149,29 @@ class Bus:
         await hook()
 
     async def flush(self) -> None:
-        """Return when the broker has processed what was sent."""
-        nc = self.client
-        try:
-            # nats-py writes the PING straight to the socket, past publishes that wait for its flusher
-            # task: the first round trip lets that task run, the second proves that the broker read on.
-            await nc.flush(timeout=int(REQUEST_TIMEOUT_S))
-            await nc.flush(timeout=int(REQUEST_TIMEOUT_S))
-        except (nats.errors.Error, OSError) as error:
-            raise BusUnavailable(f"flush failed: {error}") from error
+        """Return when the broker has processed what was sent.
+
+        Raises:
+            BusUnavailable: the connection broke, or there was no answer in time.
+        """
+        link = self._alive
+        with self._replies.expect("") as (_, future):
+
+            def answered(task: asyncio.Task[None]) -> None:
+                if not task.cancelled() and not future.done():
+                    error = task.exception()
+                    if error is None:
+                        future.set_result(Message("", b"", {}))
+                    else:
+                        future.set_exception(BusUnavailable(f"flush failed: {error}"))
+
+            # A task of its own, which only the connection's end cancels.
+            self._start(link.round_trips()).add_done_callback(answered)
+            try:
+                async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                    await future
+            except TimeoutError:
+                raise BusUnavailable(f"no answer to a flush in {REQUEST_TIMEOUT_S:g} s") from None
 
     async def publish(self, subject: str, data: bytes) -> None:
         """Send a core message: at most once, never for what matters.
@@ -170,7 +181,7 @@ class Bus:
             PayloadTooLarge: more than the broker takes.
         """
         nc = self.client
-        self._check_size(subject, data)
+        self._check_size(subject, data, {})
         try:
             await nc.publish(subject, data)
         except (nats.errors.Error, OSError) as error:
@@ -192,50 +203,64 @@ class Bus:
             NotAcked: no reply in time.
             PayloadTooLarge: more than the broker takes; it would cut the connection.
         """
-        number = str(next(self._numbers))
-        message = await self._ask(number, subject, data, headers, timeout_s)
-        if message.status == "503" and not message.data:
-            raise BusUnavailable(f"nobody serves {subject}")
-        return message
+        return await self._ask(subject, data, headers or {}, timeout_s, None)
 
     async def request_all(
         self, subject: str, data: bytes = b"", *, timeout_s: float = REQUEST_TIMEOUT_S
     ) -> list[Message]:
-        """Send a request that has several replies, ended by one with a status; return those before it.
+        """Send a request that has several replies, ended by one with a status; return all, the end last.
 
         Raises:
             BusUnavailable, AuthRefused, NotAcked, PayloadTooLarge: as `request`.
         """
-        number = str(next(self._numbers))
-        parts = self._parts[number] = []
-        try:
-            await self._ask(number, subject, data, None, timeout_s)
-        finally:
-            del self._parts[number]
-        return parts
+        parts: list[Message] = []
+        end = await self._ask(subject, data, {}, timeout_s, parts)
+        return [*parts, end]
 
     async def _ask(
-        self, number: str, subject: str, data: bytes, headers: Mapping[str, str] | None, timeout_s: float
+        self,
+        subject: str,
+        data: bytes,
+        headers: Mapping[str, str],
+        timeout_s: float,
+        parts: list[Message] | None,
     ) -> Message:
         nc = self.client
-        self._check_size(subject, data)
-        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._pending[number] = (subject, future)
-        try:
-            # A fresh dict each time: nats-py changes the one that it is given.
-            fresh = dict(headers) if headers else None
-            await nc.publish(subject, data, reply=f"{self._inbox}.{number}", headers=fresh)
-            return await asyncio.wait_for(future, timeout_s)
-        except TimeoutError:
-            raise NotAcked(f"no reply from {subject} in {timeout_s:g} s") from None
-        except (nats.errors.Error, OSError) as error:
-            raise BusUnavailable(f"request to {subject} failed: {error}") from error
-        finally:
-            del self._pending[number]
+        self._check_size(subject, data, headers)
+        with self._replies.expect(subject, parts) as (number, future):
+            try:
+                # A fresh dict each time: nats-py changes the one that it is given.
+                fresh = dict(headers) if headers else None
+                await nc.publish(subject, data, reply=f"{self._inbox}.{number}", headers=fresh)
+                # Not `wait_for`: under Python 3.11 it loses a cancellation that meets the result.
+                async with asyncio.timeout(timeout_s):
+                    message = await future
+            except TimeoutError:
+                raise NotAcked(f"no reply from {subject} in {timeout_s:g} s") from None
+            except (nats.errors.Error, OSError) as error:
+                raise BusUnavailable(f"request to {subject} failed: {error}") from error
+        if message.status == "503" and not message.data:
+            raise BusUnavailable(f"nobody serves {subject}")
+        return message
 
-    def _check_size(self, subject: str, data: bytes) -> None:
-        if len(data) > self.max_message:
-            raise PayloadTooLarge(f"{len(data)} bytes for {subject}, the broker takes {self.max_message}")
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _end_tasks(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+
+    def _check_size(self, subject: str, data: bytes, headers: Mapping[str, str]) -> None:
+        # The broker counts the headers too, and cuts a connection that sends more; nats-py does neither.
+        of_headers = sum(len(f"{name}: {value}\r\n".encode()) for name, value in headers.items()) + 16
+        if len(data) > self.max_message or of_headers > HEADER_ROOM:
+            raise PayloadTooLarge(
+                f"{len(data)} bytes and {of_headers} of headers for {subject}, "
+                f"the broker takes {self.max_message} and {HEADER_ROOM}"
+            )
 
     async def _open_with_backoff(self, *, refused_is_final: bool) -> None:
         pause, longest = BACKOFF_S
@@ -260,61 +285,38 @@ class Bus:
         self.last_error = text
 
     async def _open(self) -> None:
-        nc = Client()
+        link = Link(self.credentials, self._name, self._lost, self._report)
         inbox = f"{self.credentials.inbox_prefix}.r.{random.getrandbits(64):016x}"
-
-        async def closed() -> None:
-            self._lost(nc)
-
-        async def failed(error: Exception) -> None:
-            self._report(error)
-
         try:
-            await nc.connect(
-                self.credentials.url,
-                user=self.credentials.user,
-                password=self.credentials.password,
-                inbox_prefix=self.credentials.inbox_prefix,
-                name=self._name,
-                allow_reconnect=False,
-                connect_timeout=int(CONNECT_TIMEOUT_S),
-                pending_size=PENDING_BYTES,
-                ping_interval=5,  # a half-open link is noticed within three
-                closed_cb=closed,
-                error_cb=failed,
-            )
-        except nats.errors.AuthorizationError as error:
-            await nc.close()
-            raise AuthRefused(
-                f"{self.credentials.url} refuses the credential of {self.credentials.name}"
-            ) from error
-        except (nats.errors.Error, OSError, TimeoutError) as error:
-            await nc.close()
-            if "authorization violation" in str(error).lower():
-                raise AuthRefused(
-                    f"{self.credentials.url} refuses the credential of {self.credentials.name}"
-                ) from error
-            raise BusUnavailable(f"{self.credentials.url}: {error or type(error).__name__}") from error
-        try:
-            await self._subscribe(nc, f"{inbox}.*", self._reply)
+            await link.open()
+            await self._subscribe(link.client, f"{inbox}.*", self._replies.take)
             for subject, callback in list(self._subscriptions.items()):
-                await self._subscribe(nc, subject, callback)
-        except nats.errors.Error as error:
-            raise BusUnavailable(f"{self.credentials.url}: {error}") from error
-        if nc.is_closed:
-            raise BusUnavailable(f"{self.credentials.url} closed the connection")
-        # From here on `_lost` answers for this client; nothing awaits between the check and this.
-        self._nc, self._inbox, self.last_error = nc, inbox, None
+                await self._subscribe(link.client, subject, callback)
+            if not link.client.is_connected:
+                raise BusUnavailable(f"{self.credentials.url} closed the connection")
+        except BaseException:
+            await link.close(abort=True)
+            raise
+        # From here on `_lost` answers for this link; nothing awaits between the check and this.
+        self._link, self._inbox, self.last_error = link, inbox, None
         self._up.set()
-        self._renewing = asyncio.get_running_loop().create_task(self._renew())
+        self._start(link.watch())
+        self._start(self._renew(link))
 
-    async def _renew(self) -> None:
+    async def _renew(self, link: Link) -> None:
         for hook in self._hooks:
-            try:
-                await hook()
-            except BusError as error:
-                # The connection broke again: the next one runs the hooks again.
-                log.debug("not renewed: %s", error, extra={"action": "renew"})
+            while link is self._link:
+                try:
+                    await hook()
+                    break
+                except BusError as error:
+                    log.debug("not renewed: %s", error, extra={"action": "renew"})
+                    if not error.retryable:
+                        break
+                    await asyncio.sleep(BACKOFF_S[0])
+                except Exception:
+                    log.exception("a hook failed", extra={"action": "renew"})
+                    break
 
     @staticmethod
     async def _subscribe(nc: Client, subject: str, callback: Callback) -> None:
@@ -325,43 +327,33 @@ class Bus:
                 log.exception("a subscriber failed", extra={"action": "deliver", "subject": msg.subject})
 
         # No client-side limit: nats-py would drop messages over it and tell only its error callback.
-        await nc.subscribe(subject, cb=deliver, pending_msgs_limit=0, pending_bytes_limit=0)
-
-    def _reply(self, message: Message) -> None:
-        number = message.subject.rsplit(".", 1)[1]
-        if number in self._parts and message.status is None:
-            self._parts[number].append(message)
-            return
-        entry = self._pending.get(number)
-        if entry is not None and not entry[1].done():
-            entry[1].set_result(message)
+        try:
+            await nc.subscribe(subject, cb=deliver, pending_msgs_limit=0, pending_bytes_limit=0)
+        except nats.errors.Error as error:
+            raise BusUnavailable(f"could not subscribe to {subject}: {error}") from error
 
     def _report(self, error: Exception) -> None:
-        """Turn the broker's late 'permissions violation' into a failure of the request that it answers."""
+        """Take what the broker reports outside any reply, such as a late 'permissions violation'."""
         text = str(error)
         if "permissions violation" in text.lower():
             log.warning("the broker refused: %s", text, extra={"action": "permission"})
-            for subject, future in list(self._pending.values()):
-                # nats-py lower-cases the subject in the error.
-                if f'"{subject.lower()}"' in text.lower() and not future.done():
-                    future.set_exception(
-                        AuthRefused(f"the broker refuses {subject} to {self.credentials.name}")
-                    )
-            return
-        if not self._closing:
+            self._replies.refuse(text, self.credentials.name)
+        elif not self._closing:
             log.debug("nats: %s", text or type(error).__name__, extra={"action": "nats-error"})
 
-    def _lost(self, nc: Client) -> None:
-        if nc is not self._nc or self._closing:
+    def _lost(self, link: Link) -> None:
+        if link is not self._link or self._closing:
             return
-        self._nc = None
+        self._link = None
         self._up.clear()
-        self._fail_pending("the connection to the broker broke")
+        self._end_tasks()
+        self._replies.fail("the connection to the broker broke")
         log.warning("connection to %s lost", self.credentials.url, extra={"action": "disconnect"})
-        self._reopening = asyncio.get_running_loop().create_task(self._reopen())
+        self._reopening = asyncio.get_running_loop().create_task(self._reopen(link))
 
-    async def _reopen(self) -> None:
+    async def _reopen(self, before: Link) -> None:
         try:
+            await before.close()
             await self._open_with_backoff(refused_is_final=False)
             log.info("connected to %s again", self.credentials.url, extra={"action": "reconnect"})
         except asyncio.CancelledError:
@@ -369,8 +361,3 @@ class Bus:
         except Exception:
             log.exception("could not reconnect", extra={"action": "reconnect"})
             raise
-
-    def _fail_pending(self, why: str) -> None:
-        for _, future in list(self._pending.values()):
-            if not future.done():
-                future.set_exception(BusUnavailable(why))

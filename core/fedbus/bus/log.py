@@ -81,7 +81,10 @@ class RoundLog:
             earlier one whose acknowledgement was lost, or another instance. False when
             other entries came first: they are folded now; decide again.
         """
-        expected = self.rounds[ref].last_seq if ref in self.rounds else 0
+        known = self.rounds.get(ref)
+        if known is not None and known.knows(entry):
+            return True
+        expected = known.last_seq if known is not None else 0
         subject, data = subjects.log_of(ref.run, ref.number, author), encode_entry(entry)
         try:
             seq = await put(
@@ -124,7 +127,8 @@ class RoundLog:
     async def _resync(self) -> None:
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stale.wait(), RESYNC_S)
+                async with asyncio.timeout(RESYNC_S):
+                    await self._stale.wait()
             self._stale.clear()
             try:
                 await self._catch_up()
@@ -159,7 +163,9 @@ class RoundLog:
             ignored = len(round_.ignored)
             round_.read(seq, author, data)
             for reason in round_.ignored[ignored:]:
-                log.warning("%s: log entry ignored: %s", ref, reason, extra={"action": "ignore"})
+                # Repeats and leftovers are the normal life of a log with several writers.
+                level = logging.WARNING if round_.is_breach(reason) else logging.DEBUG
+                log.log(level, "%s: log entry ignored: %s", ref, reason, extra={"action": "ignore"})
             self._on_change(ref)
 
 

@@ -25,15 +25,16 @@ SHARES = {
     subjects.EVENTS: 0.01,
     subjects.TELEMETRY: 0.01,
 }
+SMALL_SHARE, SMALL_BYTES = 0.01, 64 << 20  # of each of the others, whichever is less
 UNLIMITED_STORAGE = 20 << 30  # what to assume of a site's own broker that sets no limit
-SMALL_BYTES = 64 << 20
 
 
 def streams(storage_bytes: int) -> list[dict[str, Any]]:
     """Every stream's configuration, for an account that may store so many bytes."""
 
     def stream(name: str, pattern: str, **more: Any) -> dict[str, Any]:
-        size = int(storage_bytes * SHARES[name]) if name in SHARES else SMALL_BYTES
+        small = min(SMALL_BYTES, int(storage_bytes * SMALL_SHARE))
+        size = int(storage_bytes * SHARES[name]) if name in SHARES else small
         return {
             "name": name,
             "subjects": [pattern],
@@ -131,10 +132,10 @@ def check_server(bus: Bus) -> None:
         ServerTooOld: names its version and what it lacks.
     """
     version = bus.client.connected_server_version
-    found = (version.major, version.minor)
-    if found < OLDEST_SERVER:
+    found = (version.major, version.minor, version.patch)
+    if found[:2] < OLDEST_SERVER:
         raise ServerTooOld(
-            f"nats-server {version} is too old: fedbus needs 2.12 or later for {NEEDS}",
+            f"nats-server {'.'.join(map(str, found))} is too old: fedbus needs 2.12 or later for {NEEDS}",
             hint="leave --url out to use the embedded server, or upgrade yours",
         )
 

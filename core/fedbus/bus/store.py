@@ -146,11 +146,17 @@ class Publisher:
         Args:
             items: subjects and payloads; taken one by one as the window opens.
             on_stored: called with subject and size of each payload that is acknowledged.
+
+        Raises:
+            AuthRefused, PayloadTooLarge, JetStreamError: the first that went wrong beyond repeating.
         """
-        async with asyncio.TaskGroup() as group:
-            async for subject, data in items:
-                await self._enter(len(data))
-                group.create_task(self._put_one(subject, data, on_stored))
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for subject, data in items:
+                    await self._enter(len(data))
+                    group.create_task(self._put_one(subject, data, on_stored))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     async def put(self, subject: str, data: bytes) -> None:
         """Store one message."""
@@ -202,15 +208,24 @@ async def get(bus: Bus, stream: str, subject: str) -> Message:
     reply = await persist(
         bus, lambda: bus.request(f"$JS.API.DIRECT.GET.{stream}.{subject}", timeout_s=ACK_TIMEOUT_S)
     )
-    if reply.status is not None:
+    if reply.status == "404":
         raise StreamMissing(f"{subject} is not stored in {stream}")
+    if reply.status is not None:
+        raise BusError(f"the broker answered {reply.status} to a read of {subject} in {stream}")
     return reply
 
 
 async def get_last(bus: Bus, stream: str, patterns: Sequence[str]) -> list[Message]:
-    """The last message of every subject that matches, in one request (ADR-31); subject in `Nats-Subject`."""
+    """The last message of every subject that matches, in one request (ADR-31); subject in `Nats-Subject`.
+
+    Raises:
+        BusError: more subjects match than the broker answers at once, 1024.
+    """
     query = json.dumps({"multi_last": list(patterns), "batch": 1024}).encode()
-    return await persist(bus, lambda: bus.request_all(f"$JS.API.DIRECT.GET.{stream}", query))
+    *found, end = await persist(bus, lambda: bus.request_all(f"$JS.API.DIRECT.GET.{stream}", query))
+    if end.status not in ("204", "404"):  # the end of some, or none at all
+        raise BusError(f"the broker answered {end.status} to a read of {', '.join(patterns)} in {stream}")
+    return found
 
 
 async def get_all(
@@ -253,6 +268,12 @@ async def leader_get(bus: Bus, stream: str, query: dict[str, Any]) -> tuple[int,
 async def last_seq(bus: Bus, stream: str) -> int:
     """The stream's last sequence."""
     return int((await call(bus, f"STREAM.INFO.{stream}"))["state"]["last_seq"])
+
+
+async def free_bytes(bus: Bus, stream: str) -> int:
+    """How much a stream can still take before it is full."""
+    info = await call(bus, f"STREAM.INFO.{stream}")
+    return int(info["config"]["max_bytes"]) - int(info["state"]["bytes"])
 
 
 async def list_subjects(bus: Bus, stream: str, pattern: str) -> dict[str, int]:

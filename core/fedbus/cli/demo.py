@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import click
 from fedbus_schemas.report import RunReport
 from rich.console import Console
 
 from fedbus.api.federation import Federation
-from fedbus.base.errors import BusUnavailable, ConfigError
+from fedbus.base.errors import ConfigError
 from fedbus.cli.output import console, dir_option, json_option, print_json, reporting
 from fedbus.cli.rounds import finish, follow
 from fedbus.runtime.identity import stack_folder
@@ -59,20 +58,10 @@ async def _demo(folder: Path, rounds: int, workers: int, out: Console) -> RunRep
         for number in range(1, workers + 1):
             stack.start_worker(f"w{number}")
         async with await Federation.connect(stack.broker.accounts.credentials("operator")) as federation:
-            run = await _start(federation, stack, plan)
+            run = await federation.start(plan)
             report = await _follow(federation, stack, run, out)
     out.print(f"kept in {folder}: the log of every process in logs/, the streams in broker/")
     return report
-
-
-async def _start(federation: Federation, stack: LocalStack, plan: dict[str, Any]) -> str:
-    """Start the run as soon as the planner answers."""
-    while True:
-        try:
-            return await federation.start(plan)
-        except BusUnavailable:
-            stack.check()
-            await asyncio.sleep(0.1)
 
 
 async def _follow(federation: Federation, stack: LocalStack, run: str, out: Console) -> RunReport:

@@ -13,6 +13,7 @@ import click
 from fedbus_schemas.report import ErrorBody, ErrorReport, RoundReport, RunReport, RunSummary
 from pydantic import BaseModel
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedbus.api.federation import Federation
@@ -94,7 +95,8 @@ def round_table(report: RunReport) -> Table:
         **{name: [f"{r.metrics[name]:.4f}" if name in r.metrics else "" for r in rounds] for name in names},
     }
     shown = {name: cells for name, cells in columns.items() if any(cells) or name == "round"}
-    table = Table(title=f"{report.run}: {report.state}" + (f" ({report.reason})" if report.reason else ""))
+    # Reasons carry peers' words: nothing in them is markup.
+    table = Table(title=escape(f"{report.run}: {report.state}" + (f" ({report.reason})" if report.reason else "")))
     for name in shown:
         table.add_column(name, justify="left" if name == "state" else "right")
     for cells in zip(*shown.values(), strict=True):
@@ -116,13 +118,13 @@ def run_list(summaries: list[RunSummary]) -> Table:
 def round_details(r: RoundReport) -> Table:
     """One round, a line per fact."""
     table = Table(show_header=False, title=f"round {r.round}")
-    table.add_row("state", r.state + (f": {r.reason}" if r.reason else ""))
+    table.add_row("state", escape(r.state + (f": {r.reason}" if r.reason else "")))
     table.add_row("cohort", ", ".join(r.cohort))
     for u in r.accepted_updates:
         table.add_row("accepted", f"{u.worker}: {u.weight:g} examples, {u.bytes / 1e6:.3f} MB")
     for label, refusals in (("rejected", r.rejected), ("lost", r.lost)):
         for item in refusals:
-            table.add_row(label, f"{item.worker}: {item.reason} [{item.code}]")
+            table.add_row(label, escape(f"{item.worker}: {item.reason} [{item.code}]"))
     if r.waiting:
         table.add_row("waiting for", ", ".join(r.waiting))
     table.add_row("opened", r.opened_at)

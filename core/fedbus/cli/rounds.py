@@ -137,7 +137,7 @@ async def follow(federation: Federation, run: str, out: Console) -> RunReport:
             for line in _lines(report):
                 if line not in told:
                     told.add(line)
-                    out.print(line)
+                    out.print(line, markup=False)
         if report is not None:
             out.print(round_table(report))
     assert report is not None, "a watch yields at least once"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from fedbus_schemas.plan import Plan
 from pydantic import BaseModel, ValidationError
 
 from fedbus.base.errors import PlanRefused, describe
 from fedbus.codec import codecs
+from fedbus.rounds.close import resolve
 from fedbus.selection import selections
 from fedbus.strategies import strategies
 from fedbus.tasks.load import installed, load_class
@@ -55,14 +56,25 @@ def admit(plan: Plan) -> None:
         # A task that is installed on the workers only is checked there, before it trains.
         try:
             build_params(load_class(task), plan.train)
-        except ValueError as error:
+        except ImportError:
+            pass  # so is one whose libraries are installed on the workers only
+        except (ValueError, LookupError) as error:
             raise PlanRefused(f"plan refused: train: {error}") from error
-    target, quorum = plan.close.target, plan.close.quorum
-    if isinstance(target, int) and isinstance(quorum, int) and quorum > target:
-        raise PlanRefused(f"plan refused: close.quorum {quorum} is above close.target {target}")
-    if isinstance(quorum, int) and quorum > plan.cohort.min:
+    _admit_close(plan)
+
+
+def _admit_close(plan: Plan) -> None:
+    target, quorum, smallest = plan.close.target, plan.close.quorum, plan.cohort.min
+    if isinstance(quorum, int) and quorum > smallest:
         raise PlanRefused(
-            f"plan refused: close.quorum {quorum} cannot be met with cohort.min {plan.cohort.min} workers"
+            f"plan refused: close.quorum {quorum} cannot be met with cohort.min {smallest} workers"
+        )
+    if type(quorum) is type(target) and quorum > target and "quorum" in plan.close.model_fields_set:
+        raise PlanRefused(f"plan refused: close.quorum {quorum} is above close.target {target}")
+    if isinstance(quorum, int) and quorum > resolve(target, smallest):
+        raise PlanRefused(
+            f"plan refused: close.quorum {quorum} is above close.target {target}, "
+            f"which is {resolve(target, smallest)} of {smallest} workers"
         )
 
 
@@ -70,7 +82,7 @@ def _keys(model: type[BaseModel]) -> set[str]:
     found: set[str] = set()
     for name, field in model.model_fields.items():
         found.add(field.alias or name)
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            found |= _keys(inner)
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                found |= _keys(inner)
     return found

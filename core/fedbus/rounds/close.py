@@ -1,21 +1,23 @@
 """The close policy: when a round closes, aborts or waits, and why.
 
 Everything about closing is decided here. The cut-off rule: a round is never closed
-while a manifest that was stored before the cut-off lacks a verdict, so a slow or dead
-aggregator cannot make an update that came in time not count. That wait is bounded.
+while a manifest that was stored before the cut-off and can count lacks a verdict, so a
+slow or dead aggregator cannot make an update that came in time not count. That wait is
+bounded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from fractions import Fraction
 from math import ceil
 
 from fedbus_schemas.plan import Plan
 
 from fedbus.rounds.fold import Round, Seat
 
-# An aggregator that gives no verdict for so long after the cut-off is not waited for.
+# An aggregator that gives no verdict for so long after the deadline is not waited for.
 VERDICT_GRACE_S = 60.0
 
 
@@ -55,15 +57,20 @@ Attempt = tuple[str, str, str]  # worker, node, attempt
 
 def resolve(share_or_count: int | float, cohort: int) -> int:
     """An int is a count, a float a share of the cohort (rounded up); both within 1 and the cohort."""
-    wanted = share_or_count if isinstance(share_or_count, int) else ceil(share_or_count * cohort)
+    wanted = share_or_count if isinstance(share_or_count, int) else _times(share_or_count, cohort)
     return max(1, min(wanted, cohort))
 
 
 def seats(plan: Plan, eligible: int) -> tuple[int, int]:
     """How many updates a round wants and how many workers it invites."""
-    wanted = max(plan.cohort.min, ceil(plan.cohort.fraction * eligible))
+    wanted = max(plan.cohort.min, _times(plan.cohort.fraction, eligible))
     wanted = min(wanted, eligible)
-    return wanted, min(eligible, ceil(wanted * plan.cohort.over_select))
+    return wanted, min(eligible, _times(plan.cohort.over_select, wanted))
+
+
+def _times(share: float, count: int) -> int:
+    """Round up a share as it was written: 0.07 of 100 is 7, though 0.07 * 100 is a little more."""
+    return ceil(Fraction(repr(share)) * count)
 
 
 def rule(round_: Round, now: float, manifests: Collection[Attempt] | None) -> Ruling:
@@ -80,7 +87,7 @@ def rule(round_: Round, now: float, manifests: Collection[Attempt] | None) -> Ru
     have, deadline = len(round_.accepted), opened.at + opened.deadline_s
     awaited = round_.awaited
     if have >= opened.target:
-        ending: Close | Abort = Close("target", f"have {have} of {opened.target} updates")
+        ending: Close | Abort = Close("target", f"have {have} updates, wanted {opened.target}")
     elif now >= deadline:
         ending = _with_quorum(round_, "deadline", f"deadline of {opened.deadline_s:g} s passed")
     elif not awaited:
@@ -89,12 +96,12 @@ def rule(round_: Round, now: float, manifests: Collection[Attempt] | None) -> Ru
         return Hold(
             "updates", f"waiting for {_names(awaited)}: have {have} of {opened.target} updates", deadline
         )
-    if have == len(round_.members):
+    if round_.full:
         return ending
     if manifests is None:
         return ListManifests()
-    unjudged = [(w, n) for w, n, attempt in manifests if not round_.has_verdict(w, n, attempt)]
-    grace_ends = max(deadline, opened.at) + VERDICT_GRACE_S
+    unjudged = [(w, n) for w, n, attempt in manifests if round_.can_count(w, n, attempt)]
+    grace_ends = deadline + VERDICT_GRACE_S
     if unjudged and now < grace_ends:
         return Hold(
             "aggregator-behind", f"updates of {_names(unjudged)} are stored and not judged yet", grace_ends
@@ -106,9 +113,15 @@ def _with_quorum(round_: Round, code: str, why: str) -> Close | Abort:
     opened = round_.opened
     assert opened is not None
     have = len(round_.accepted)
-    if have >= opened.quorum:
-        return Close(code, f"{why}: have {have} updates, quorum {opened.quorum}")
-    return Abort("quorum", f"{why}: have {have} updates, quorum {opened.quorum}")
+    said = f"{why}: have {have} updates, quorum {opened.quorum}{_mishaps(round_)}"
+    return Close(code, said) if have >= opened.quorum else Abort("quorum", said)
+
+
+def _mishaps(round_: Round) -> str:
+    """What became of the others, so that nobody must look for it elsewhere."""
+    said = [f"{w.worker} lost: {w.reason}" for w in round_.lost]
+    said += [f"{r.worker} rejected: {r.reason}" for r in round_.rejected]
+    return "".join(f"; {mishap[:300]}" for mishap in said[:5])
 
 
 def _names(seats_: Collection[Seat]) -> str:

@@ -25,11 +25,13 @@ class Refusal:
 def judge_attempt(attempt: Attempt, round_: Round) -> Refusal | None:
     """Check what the subject alone says; the broker vouches for its worker."""
     worker, node, number = attempt
-    if (worker, node) not in {(m.worker, m.node) for m in round_.members}:
+    if (worker, node) not in round_.seats:
         return Refusal("not-in-cohort", f"{worker} has no seat in this round")
     counted = round_.accepted_from(worker, node)
     if counted is not None and counted.attempt != number:
         return Refusal("duplicate", f"attempt {counted.attempt} of {worker} counts already")
+    if counted is None and round_.full:
+        return Refusal("not-needed", f"the first model was made by {round_.accepted[0].worker}")
     if round_.state != "open":
         return Refusal("late", f"stored after the round was {round_.state}")
     return None

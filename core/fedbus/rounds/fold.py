@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fedbus_schemas.base import is_token
 from fedbus_schemas.log import (
     AUTHORS,
     Aborted,
@@ -31,6 +32,8 @@ from fedbus_schemas.report import RoundState
 from pydantic import ValidationError
 
 Seat = tuple[str, str]  # worker and node
+_UNREADABLE, _MAY_NOT = "wrote something unreadable", "may not write"
+MOST_REJECTIONS = 4  # of one worker in one round
 
 
 @dataclass(slots=True)
@@ -51,6 +54,8 @@ class Round:
     last_seq: int = 0
     keys: set[str] = field(default_factory=set)
     ignored: list[str] = field(default_factory=list)
+    seats: frozenset[Seat] = frozenset()
+    _updates: dict[Seat, AcceptedUpdate] = field(default_factory=dict, repr=False)
 
     @property
     def state(self) -> RoundState | None:
@@ -83,26 +88,61 @@ class Round:
 
     def accepted_from(self, worker: str, node: str) -> AcceptedUpdate | None:
         """The update of that seat that counts, if there is one."""
-        return next((u for u in self.accepted if (u.worker, u.node) == (worker, node)), None)
+        return self._updates.get((worker, node))
 
     def has_verdict(self, worker: str, node: str, attempt: str) -> bool:
-        """Whether this attempt was accepted or rejected."""
+        """Whether this attempt was accepted or rejected.
+
+        A peer names its attempts itself. One whose name no entry can carry never counts, and
+        nothing can be said about it: that is settled too.
+        """
+        if not (is_token(node) and is_token(attempt)):
+            return True
         update = self.accepted_from(worker, node)
         if update is not None and update.attempt == attempt:
             return True
         return f"rejected:{worker}:{node}:{attempt}" in self.keys
 
+    def wants_verdict(self, worker: str, node: str, attempt: str) -> bool:
+        """Whether a stored manifest should still be judged.
+
+        A worker that keeps sending what is refused is not answered for ever: the log is a
+        record of the round, not of its noise.
+        """
+        if self.ended or self.has_verdict(worker, node, attempt):
+            return False
+        return sum(r.worker == worker for r in self.rejected) < MOST_REJECTIONS
+
+    def can_count(self, worker: str, node: str, attempt: str) -> bool:
+        """Whether an attempt may still be accepted: it wants a verdict, and its seat is there and free."""
+        seat = (worker, node)
+        free = seat in self.seats and seat not in self._updates and not self.full
+        return free and self.wants_verdict(worker, node, attempt)
+
+    @property
+    def full(self) -> bool:
+        """No further update can count: every seat has one, or the first model has been made.
+
+        One update makes the first model. Nothing says that a second one has the same tensors.
+        """
+        one_is_enough = self.opened is not None and self.opened.base is None
+        return len(self.accepted) >= (1 if one_is_enough else len(self.seats))
+
     @property
     def awaited(self) -> list[Seat]:
         """Seats that are neither accepted, nor rejected, nor lost."""
-        settled: set[Seat] = {(u.worker, u.node) for u in self.accepted}
-        settled |= {(r.worker, r.node) for r in self.rejected}
+        settled: set[Seat] = {*self._updates, *((r.worker, r.node) for r in self.rejected)}
         settled |= {(w.worker, w.node) for w in self.lost}
         return [(m.worker, m.node) for m in self.members if (m.worker, m.node) not in settled]
 
     def knows(self, entry: Entry) -> bool:
         """Whether all that the entry says stands in the log already."""
         return all(key in self.keys for key in entry.keys)
+
+    @staticmethod
+    def is_breach(reason: str) -> bool:
+        """Whether an ignored entry is one that no working service writes."""
+        return _UNREADABLE in reason or _MAY_NOT in reason
 
     def read(self, seq: int, author: str, data: bytes) -> None:
         """Fold one stored message in.
@@ -119,10 +159,10 @@ class Round:
         try:
             entry = decode_entry(data)
         except ValidationError as error:
-            self.ignored.append(f"{seq}: {author} wrote something unreadable ({error.error_count()} errors)")
+            self.ignored.append(f"{seq}: {author} {_UNREADABLE} ({error.error_count()} errors)")
             return
         if AUTHORS[entry.kind] != author:
-            self.ignored.append(f"{seq}: {author} may not write {entry.kind!r}")
+            self.ignored.append(f"{seq}: {author} {_MAY_NOT} {entry.kind!r}")
             return
         refusal = self._apply(entry)
         if refusal:
@@ -135,6 +175,7 @@ class Round:
             if self.opened is not None:
                 return "comes after the round was opened"
             self.opened = entry
+            self.seats = frozenset((m.worker, m.node) for m in entry.members)
         elif self.opened is None:
             return "comes before the round was opened"
         elif self.ended and not isinstance(entry, Evaluated):
@@ -143,7 +184,9 @@ class Round:
             refusal = self._advance(entry)
             if refusal:
                 return refusal
-        self.keys.update(entry.keys)
+        # Those of `accepted` were noted one by one: an update that was passed over does not stand in the log.
+        if not isinstance(entry, Accepted):
+            self.keys.update(entry.keys)
         return None
 
     def _advance(self, entry: Entry) -> str | None:
@@ -151,14 +194,19 @@ class Round:
             case Accepted():
                 return self._accept(entry)
             case Rejected():
+                if self.has_verdict(entry.worker, entry.node, entry.attempt):
+                    return "names an update that counts"
                 self.rejected.append(entry)
             case WorkerLost():
-                if self.accepted_from(entry.worker, entry.node):
-                    return "names a member whose update counts"
+                seat = (entry.worker, entry.node)
+                if seat not in self.seats or seat in self._updates:
+                    return "names no member that is waited for"
                 self.lost.append(entry)
             case Closing() if self.closing is None:
                 self.closing = entry
-            case Voided() if self.closing and not self.aggregated:
+            case Voided() if (
+                self.closing and not self.aggregated and self.accepted_from(entry.worker, entry.node)
+            ):
                 self.voided.append(entry)
             case Aggregated() if self.closing:
                 self.aggregated = entry
@@ -175,11 +223,14 @@ class Round:
     def _accept(self, entry: Accepted) -> str | None:
         if self.closing is not None:
             return "comes after closing"
-        seats = {(m.worker, m.node) for m in self.members}
+        taken: set[Seat] = set()
         for update in entry.updates:
             seat = (update.worker, update.node)
-            if seat not in seats or self.accepted_from(*seat):
-                continue
-            self.accepted.append(update)
-            self.lost = [lost for lost in self.lost if (lost.worker, lost.node) != seat]
-        return None
+            free = seat in self.seats and seat not in self._updates and not self.full
+            if free and not self.has_verdict(*seat, update.attempt):
+                taken.add(seat)
+                self._updates[seat] = update
+                self.accepted.append(update)
+                self.keys.add(update.key)
+        self.lost = [lost for lost in self.lost if (lost.worker, lost.node) not in taken]
+        return None if taken else "names no update that can count"

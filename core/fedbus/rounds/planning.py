@@ -22,11 +22,17 @@ from fedbus.rounds.roster import BEAT_S, LOST_AFTER_S, Exclusion, Roster
 
 # Round 0 makes the first model. Two members, the first to finish counts: one may die.
 FIRST_MODEL_MEMBERS = 2
+# A reason is read by people, and is a `Reason` on the wire.
+MOST_EXCLUSIONS = 20
+MOST_REASON = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Append `opened` for the next round. `partitions` are new holders of parts of shipped data."""
+    """Append `opened` for the next round, if its updates fit into the broker's storage.
+
+    `partitions` are new holders of parts of shipped data.
+    """
 
     number: int
     base: str | None
@@ -146,7 +152,14 @@ def next_step(
                 return _announced(following, number, "closed") or Done()
             made = round_.aggregated
             assert made is not None
-            return _open(record, number + 1, (made.model, made.bytes), roster, select, now)
+            step: Step
+            if _adopted(round_, following) and not roster.settled(now):
+                # A planner that was restarted would open the round with the first few that it hears.
+                step = Wait("roster", "the planner has just started, and hears who is here", now + BEAT_S / 4)
+            else:
+                step = _open(record, number + 1, (made.model, made.bytes), roster, select, now)
+            # The next round's announcement ends this one too; where it must wait, nobody may work on in vain.
+            return (_announced(following, number, "closed") or step) if isinstance(step, Wait) else step
         case "closing" if not round_.counted:
             return Append(number, Aborted(at=now, code="voided", reason="no accepted update is left to fold"))
         case "closing":
@@ -156,6 +169,10 @@ def next_step(
     return _announced(following, number, "open") or _open_round(
         record.name, number, round_, following, roster, now
     )
+
+
+def _adopted(round_: Round, following: Following) -> bool:
+    return round_.opened is not None and round_.opened.at < following.adopted_at
 
 
 def _announced(following: Following, number: int, state: str) -> Announce | None:
@@ -214,9 +231,8 @@ def _open(
                 Exclusion(worker, "parts", f"all {plan.data.parts} parts of the data are dealt out")
             )
     if len(able) < plan.cohort.min:
-        why = "; ".join(f"{e.worker} excluded: {e.reason}" for e in excluded)
         have = f"have {len(able)} of {plan.cohort.min} eligible workers"
-        return Wait("workers", have + (f"; {why}" if why else ""), now + BEAT_S)
+        return Wait("workers", "; ".join([have, *_said(excluded)])[:MOST_REASON], now + BEAT_S)
     if number == 0:
         wanted, invited = 1, min(FIRST_MODEL_MEMBERS, len(able))
         target = quorum = 1
@@ -228,6 +244,11 @@ def _open(
     members = [Member(worker=w, partition=held.get(w) if plan.data else None) for w in chosen]
     digest, size = base or (None, 0)
     return Open(number, digest, size, members, target, min(quorum, target), partitions)
+
+
+def _said(excluded: list[Exclusion]) -> list[str]:
+    said = [f"{e.worker} excluded: {e.reason}" for e in excluded[:MOST_EXCLUSIONS]]
+    return said + ([f"and {len(excluded) - len(said)} more"] if len(said) < len(excluded) else [])
 
 
 def _deal(able: list[str], held: Mapping[str, int], parts: int) -> dict[str, int]:
@@ -260,10 +281,31 @@ def announcement(record: RunRecord, number: int, round_: Round, ended: Mapping[i
         opened_at=opened.at,
         deadline_s=opened.deadline_s,
         traceparent=f"00-{opened.trace_id}-{opened.span_id}-01",
-        ended=None
-        if last is None
-        else EndedRound(round=last, accepted=[u.worker for u in closed[last].accepted]),
+        ended=None if last is None else EndedRound(round=last, accepted=_in_the_model(closed[last])),
     )
+
+
+def lacks_room(plan: Plan, members: int, model_bytes: int, free_bytes: int, now: float) -> Wait | None:
+    """A wait, with its reason, where the round's updates may not fit into the broker's storage.
+
+    Args:
+        plan: for its bound on an update.
+        members: how many updates may come.
+        model_bytes: the model as raw float32: no codec makes an update larger than a little more than this.
+        free_bytes: what FB_UPDATES can still take.
+        now: seconds since 1970.
+    """
+    needed = members * min(plan.max_update_bytes, int(model_bytes * 1.01) + (1 << 16))
+    if needed <= free_bytes:
+        return None
+    reason = (
+        f"the round's updates may need {needed / 1e6:.0f} MB, the broker has {free_bytes / 1e6:.0f} MB free"
+    )
+    return Wait("storage", reason, now + BEAT_S)
+
+
+def _in_the_model(round_: Round) -> list[str]:
+    return [] if round_.aborted else [update.worker for update in round_.counted]
 
 
 def obsolete_round(plan: Plan, number: int) -> int | None:

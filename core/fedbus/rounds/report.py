@@ -18,14 +18,12 @@ def round_report(number: int, round_: Round) -> RoundReport:
     assert opened is not None
     assert state is not None
     end = round_.aborted or round_.aggregated
-    # A round that got all it wanted needs no explanation.
-    why = round_.aborted or (round_.closing if round_.closing and round_.closing.code != "target" else None)
     seconds = round(end.at - opened.at, 6) if end else None
     bytes_up = sum(update.bytes for update in round_.accepted)
     return RoundReport(
         round=number,
         state=state,
-        reason=why.reason if why else None,
+        reason=_reason(round_),
         cohort=[member.worker for member in round_.members],
         accepted=len(round_.counted),
         accepted_updates=[
@@ -107,6 +105,17 @@ def run_summary(record: RunRecord, rounds: Mapping[int, Round]) -> RunSummary:
 def iso(at: float) -> str:
     """Seconds since 1970 as ISO 8601 in UTC, to the millisecond."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _reason(round_: Round) -> str | None:
+    """What needs an explanation; a round that got all it wanted and has its score needs none."""
+    if round_.aborted:
+        return round_.aborted.reason
+    if round_.closing and round_.closing.code != "target":
+        return round_.closing.reason
+    if round_.evaluated and round_.evaluated.failed:
+        return f"not scored: {round_.evaluated.failed}"
+    return None
 
 
 def _metrics(round_: Round) -> dict[str, float]:

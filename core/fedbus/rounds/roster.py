@@ -14,6 +14,10 @@ from fedbus_schemas.plan import Plan
 BEAT_S = 2.0
 # Five missed beats: a paused or briefly cut-off worker comes back unnoticed.
 LOST_AFTER_S = 10.0
+# From the first beat that is heard: by then everyone who is here has beaten.
+SETTLED_AFTER_S = 1.25 * BEAT_S
+# Seats of one worker whose progress is remembered.
+MOST_PROGRESS = 256
 
 
 @dataclass(slots=True)
@@ -39,9 +43,16 @@ class Roster:
 
     def __init__(self) -> None:
         self.workers: dict[str, Presence] = {}
+        self._first_heard: float | None = None
+
+    def settled(self, now: float) -> bool:
+        """Whether everyone who is here has been heard."""
+        return self._first_heard is not None and now - self._first_heard >= SETTLED_AFTER_S
 
     def hear(self, beat: Beat, at: float) -> None:
         """Note a beat."""
+        if self._first_heard is None:
+            self._first_heard = at
         known = self.workers.get(beat.worker)
         if known is None:
             self.workers[beat.worker] = Presence(beat, at)
@@ -53,8 +64,13 @@ class Roster:
         known = self.workers.get(progress.worker)
         if known is not None:
             known.at = at
-            known.progress = {k: p for k, p in known.progress.items() if k[0] != progress.run}
-            known.progress[progress.run, progress.round, progress.node] = progress
+            key = (progress.run, progress.round, progress.node)
+            # Only the run's present round matters, and a worker cannot make us remember without end.
+            kept = [
+                k for k in known.progress if k != key and (k[0] != progress.run or k[1] == progress.round)
+            ]
+            known.progress = {k: known.progress[k] for k in kept[1 - MOST_PROGRESS :]}
+            known.progress[key] = progress
 
     def progress_of(self, worker: str, run: str, number: int, node: str) -> Progress | None:
         """The last progress of one seat of one round."""

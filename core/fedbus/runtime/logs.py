@@ -37,3 +37,4 @@ def set_up(process: str, level: str | None = None) -> None:
     logging.basicConfig(level=name.upper(), handlers=[stream], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     logging.getLogger("nats").setLevel(logging.CRITICAL)
+    logging.getLogger("numexpr").setLevel(logging.WARNING)  # comes with blosc2 and counts its threads

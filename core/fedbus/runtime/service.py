@@ -85,8 +85,16 @@ async def _serve(name: str, settings: ServiceSettings, make: Callable[[Bus, Path
 async def until_signal(work: Awaitable[None]) -> None:
     """Run something until it ends or the process is told to stop; SIGINT and SIGTERM cancel it."""
     task = asyncio.ensure_future(work)
+    told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(number, told.set)
+    waiting = asyncio.ensure_future(told.wait())
+    await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    while not task.done():
+        # Again and again: a cancellation can get lost in a library that catches too much.
+        task.cancel()
+        await asyncio.wait([task], timeout=1.0)
     with suppress(asyncio.CancelledError):
-        await task
+        task.result()

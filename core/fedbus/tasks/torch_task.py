@@ -83,11 +83,8 @@ class TorchTask(TrainingTask):
         return sgd
 
     def device(self) -> str:
-        """Where to train: the first of cuda, mps and cpu that there is."""
-        torch = _torch(self)
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
+        """Where to train: the first of cuda, mps and cpu that there is; override it to say otherwise."""
+        return choose_device(_torch(self))
 
     def groups(self) -> Dict[str, str]:
         """BatchNorm statistics travel exactly: their changes dwarf those of the weights."""
@@ -172,6 +169,18 @@ class TorchTask(TrainingTask):
                 output = model(x)
                 score.add(len(chosen), self.loss(output, y), output, y)
         return Evaluated(len(examples), score.metrics())
+
+
+def choose_device(torch: Any) -> str:
+    """The first of cuda, mps and cpu that a torch module offers.
+
+    A torch from before 1.12, as old boards have it, knows no mps. `CUDA_VISIBLE_DEVICES=` (empty)
+    in the worker's environment hides the GPU.
+    """
+    if torch.cuda.is_available():
+        return "cuda"
+    mps = getattr(torch.backends, "mps", None)
+    return "mps" if mps is not None and mps.is_available() else "cpu"
 
 
 class _Examples:

@@ -24,6 +24,8 @@ from fedbus_schemas.plan import Plan
 from fedbus_schemas.update import TensorSpec, UpdateManifest
 from pydantic import ValidationError
 
+MOST_WEIGHTED = 1e32
+
 
 @dataclass(frozen=True, slots=True)
 class ReadUpdate:
@@ -87,6 +89,13 @@ class UpdateReader:
         except (CodecError, StreamMissing) as error:
             self.release(values)
             return Refusal(error.code, error.message[:500])
+        # Thousands of updates of this size still add up to a finite float32 sum.
+        peak = max(float(values.max()), -float(values.min())) * manifest.num_examples
+        if peak > MOST_WEIGHTED:
+            self.release(values)
+            return Refusal(
+                "out-of-range", f"value times examples reaches {peak:.1e}, allowed {MOST_WEIGHTED:.0e}"
+            )
         entry = AcceptedUpdate(
             worker=manifest.worker,
             node=manifest.node,

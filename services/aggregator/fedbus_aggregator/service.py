@@ -14,7 +14,7 @@ from fedbus.base.errors import BusError
 from fedbus.bus import Bus, Message
 from fedbus.bus.log import RESYNC_S, RoundLog
 from fedbus.bus.runs import Runs
-from fedbus.bus.store import last_seq, list_subjects
+from fedbus.bus.store import last_seq, list_subjects, persist
 from fedbus.rounds.close import Attempt
 from fedbus.rounds.collecting import Refusal
 from fedbus_schemas import subjects
@@ -42,7 +42,7 @@ class Aggregator:
     async def run(self) -> None:
         """Take up what is open, then hear and act until cancelled."""
         try:
-            await self._log.start(await self._first_open())
+            await self._log.start(await persist(self._bus, self._first_open))
             await self._bus.subscribe(subjects.MANIFEST_COPIES, self._manifest)
             await self._bus.on_up(self._list_anew)
             while True:
@@ -56,7 +56,8 @@ class Aggregator:
                     await self._bus.wait_up()
                     self._wake.set()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), RESYNC_S)
+                    async with asyncio.timeout(RESYNC_S):
+                        await self._wake.wait()
                 if not self._wake.is_set():
                     await self._list_anew()  # a copy may have been lost without a broken connection
                 self._wake.clear()
@@ -72,13 +73,12 @@ class Aggregator:
         return first
 
     def _manifest(self, message: Message) -> None:
-        _, _, run, number, *attempt = message.subject.split(".")
-        worker, node, number_of_attempt = attempt
-        self._note(RoundRef(run, int(number)), (worker, node, number_of_attempt))
-
-    def _note(self, ref: RoundRef, attempt: Attempt) -> None:
-        self._stored.setdefault(ref, {}).setdefault(attempt)
-        self._wake.set()
+        _, _, run, number, worker, node, attempt = message.subject.split(".")
+        # Workers choose these tokens. A round that is not served yet is listed when it is.
+        ref = RoundRef(run, int(number)) if number.isascii() and number.isdigit() else None
+        if ref in self._stored:
+            self._stored[ref].setdefault((worker, node, attempt))
+            self._wake.set()
 
     async def _list_anew(self) -> None:
         self._unlisted = {ref for ref, round_ in self._log.rounds.items() if not round_.ended}
@@ -96,21 +96,17 @@ class Aggregator:
         await folding.begin(ref, round_)
         if ref not in self._stored or ref in self._unlisted:
             self._unlisted.discard(ref)
-            self._stored.setdefault(ref, {})
+            stored = self._stored.setdefault(ref, {})
             pattern = subjects.update(ref.run, ref.number, "*", "*", "*", "manifest")
             for subject in await list_subjects(self._bus, subjects.UPDATES, pattern):
-                _, _, *attempt, _ = subjects.parse_update(subject)
-                self._note(ref, (attempt[0], attempt[1], attempt[2]))
+                stored.setdefault(subjects.parse_update(subject)[2:5])
         await self._judge(ref, folding)
         if round_.closing:
             await self._finish(ref, folding)
 
     async def _judge(self, ref: RoundRef, folding: Folding) -> None:
         round_ = self._log.rounds[ref]
-        while not round_.ended:
-            pending = [a for a in self._stored[ref] if not round_.has_verdict(*a)][: folding.batch]
-            if not pending:
-                return
+        while pending := [a for a in self._stored[ref] if round_.wants_verdict(*a)][: folding.batch]:
             verified: list[AcceptedUpdate] = []
             for attempt in pending:
                 verdict = await folding.verify(ref, attempt, round_)

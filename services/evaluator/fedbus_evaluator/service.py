@@ -15,10 +15,11 @@ from fedbus.bus.log import RoundLog, read_round
 from fedbus.bus.micro import serve
 from fedbus.bus.models import load_model, read_manifest
 from fedbus.bus.runs import Runs
-from fedbus.bus.store import last_seq
+from fedbus.bus.store import last_seq, persist
 from fedbus.codec.grid import Grid
 from fedbus.rounds.evaluating import wanting
 from fedbus.runtime.child import Trainer
+from fedbus.tasks.task import Evaluated as Score
 from fedbus.tasks.task import Site
 from fedbus_schemas import subjects
 from fedbus_schemas.ids import RoundRef
@@ -44,7 +45,6 @@ class Evaluator:
         self._runs = Runs(bus)
         self._plans: dict[str, Plan] = {}
         self._log = RoundLog(bus, lambda _: self._wake.set())
-        self._failed: set[RoundRef] = set()
         self._wake = asyncio.Event()
 
     async def run(self) -> None:
@@ -52,7 +52,7 @@ class Evaluator:
         with tempfile.TemporaryDirectory(prefix="evaluator-", dir=self._folder) as scratch:
             trainer = Trainer(Path(scratch))
             try:
-                await self._log.start(await self._first_unscored())
+                await self._log.start(await persist(self._bus, self._first_unscored))
                 # Answering pings tells a watcher that scores will come.
                 await serve(self._bus, "evaluator", {})
                 while True:
@@ -76,14 +76,10 @@ class Evaluator:
     async def _score_all(self, trainer: Trainer, path: Path) -> None:
         for ref in sorted(self._log.rounds):
             round_ = self._log.rounds[ref]
-            if ref in self._failed or not wanting(await self._plan(ref.run), ref.number, round_):
+            if not wanting(await self._plan(ref.run), ref.number, round_):
                 continue
             try:
                 await self._score(ref, trainer, path)
-            except TaskError as error:
-                self._failed.add(ref)
-                about = {"action": "evaluate", "run": ref.run, "round": ref.number, "code": error.code}
-                log.error("cannot score the model: %s", error.message, extra=about)
             except BusError as error:
                 log.warning("the broker did not do it, trying again: %s", error, extra={"action": "retry"})
                 await self._bus.wait_up()
@@ -99,17 +95,24 @@ class Evaluator:
         vector = np.memmap(path, np.float32, "w+", shape=(Grid.of(manifest.table).size,))
         await load_model(self._bus, manifest, vector)
         vector.flush()
-        score = await trainer.evaluate(plan.task, plan.train, Site(held_out=True), manifest.table, path)
+        failed: str | None = None
+        try:
+            score = await trainer.evaluate(plan.task, plan.train, Site(held_out=True), manifest.table, path)
+        except TaskError as error:
+            # A hub need not have the task, nor data to score it on: the record says so, and the run goes on.
+            score, failed = Score(0, {}), error.message[:2000]
         entry = Evaluated(
             at=self._clock.now(),
             model=made.model,
             num_examples=score.num_examples,
             metrics=dict(score.metrics),
+            failed=failed,
         )
         while not round_.evaluated and not await self._log.append(ref, "evaluator", entry):
             pass  # another service appended meanwhile; nothing it can say changes the score
-        said = " ".join(f"{name}={value:.4f}" for name, value in score.metrics.items())
-        log.info("evaluated %s", said, extra={"action": "evaluated", "run": ref.run, "round": ref.number})
+        said = failed or " ".join(f"{name}={value:.4f}" for name, value in score.metrics.items())
+        about = {"action": "evaluated", "run": ref.run, "round": ref.number}
+        log.log(logging.ERROR if failed else logging.INFO, "evaluated: %s", said, extra=about)
 
     async def _plan(self, run: str) -> Plan:
         if run not in self._plans:

@@ -14,8 +14,10 @@ from fedbus.base.errors import BusError, PlanRefused
 from fedbus.bus import Bus, Message
 from fedbus.bus.log import RoundLog, read_round
 from fedbus.bus.micro import serve
+from fedbus.bus.models import read_manifest
 from fedbus.bus.runs import Runs
-from fedbus.bus.store import last_seq, list_subjects, purge
+from fedbus.bus.store import free_bytes, last_seq, list_subjects, persist, purge
+from fedbus.codec.grid import Grid
 from fedbus.rounds.admission import admit, read_plan
 from fedbus.rounds.planning import (
     Announce,
@@ -27,6 +29,7 @@ from fedbus.rounds.planning import (
     Open,
     Wait,
     announcement,
+    lacks_room,
     next_step,
     obsolete_round,
 )
@@ -62,7 +65,8 @@ class Planner:
     async def run(self) -> None:
         """Adopt what is open, then hear and act until cancelled."""
         try:
-            await self._adopt_all()
+            await self._log.start(await persist(self._bus, self._adopt_all))
+            await self._bus.on_up(self._listen_afresh)
             await self._bus.subscribe(subjects.ALL_BEATS, self._beat)
             await self._bus.subscribe(subjects.ALL_PROGRESS, self._progress)
             await serve(self._bus, "planner", {"start": self._start, "waiting": self._tell_waiting})
@@ -75,11 +79,20 @@ class Planner:
                     )
                     await self._bus.wait_up()
                     until = self._clock.now() + 0.2
+                slept_at = self._clock.now()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), max(0.0, until - self._clock.now()))
+                    async with asyncio.timeout(max(0.0, until - slept_at)):
+                        await self._wake.wait()
                 self._wake.clear()
+                if self._clock.now() - max(slept_at, until) > BEAT_S:
+                    await self._listen_afresh()  # this process was paused, or the clock was set
         finally:
             await self._log.close()
+
+    async def _listen_afresh(self) -> None:
+        """Nobody was heard for a while because we could not hear: that is no worker's fault."""
+        for following in self._following.values():
+            following.adopted_at = self._clock.now()
 
     # What is heard
 
@@ -136,14 +149,15 @@ class Planner:
 
     # Runs
 
-    async def _adopt_all(self) -> None:
+    async def _adopt_all(self) -> int:
+        """Take up what is open; returns where the oldest open round begins in FB_ROUNDS."""
         first = await last_seq(self._bus, subjects.ROUNDS) + 1
         for name in await self._runs.names():
             record, revision = await self._runs.get(name)
             if not record.done:
                 await self._adopt_record(record, revision)
                 first = min(first, record.open_seq)
-        await self._log.start(first)
+        return first
 
     async def _adopt_record(self, record: RunRecord, revision: int) -> None:
         source = record.plan.model.from_run
@@ -184,15 +198,16 @@ class Planner:
             step = next_step(record, rounds, following, self._roster, select, now, start)
             match step:
                 case Wait():
-                    if step.reason != getattr(self._waiting.get(name), "reason", None):
-                        log.info("waiting: %s", step.reason, extra={"action": "wait", "run": name})
-                    self._waiting[name] = step
-                    return step.until
+                    return self._wait(name, step)
                 case Done():
-                    await self._save(name, done=True)
+                    while not record.done and not await self._save(name, done=True):
+                        record, _ = self._records[name]
                     self._drop(name)
                     return self._clock.now() + BEAT_S
                 case Open():
+                    no_room = await self._no_room(record, step)
+                    if no_room:
+                        return self._wait(name, no_room)
                     await self._open(record, step)
                 case Append(number, entry):
                     ref = RoundRef(name, number)
@@ -211,9 +226,30 @@ class Planner:
                     await post_notice(self._bus, worker, notice)
                     following.notified.add((notice.round, step.key))
 
+    def _wait(self, name: str, wait: Wait) -> float:
+        before = self._waiting.get(name)
+        if before is None or before.code != wait.code:
+            log.info("waiting: %s", wait.reason, extra={"action": "wait", "run": name, "code": wait.code})
+        self._waiting[name] = wait
+        return wait.until
+
+    async def _no_room(self, record: RunRecord, step: Open) -> Wait | None:
+        """Whether the round must wait for storage; the run's older updates make room for it."""
+        if step.base is None:
+            return None
+        model = Grid.of((await read_manifest(self._bus, step.base)).table).bytes
+        for room_made in (False, True):
+            free = await free_bytes(self._bus, subjects.UPDATES)
+            wait = lacks_room(record.plan, len(step.members), model, free, self._clock.now())
+            if wait is None or room_made:
+                return wait
+            await purge(self._bus, subjects.UPDATES, f"fb.update.{record.name}.>")
+        return None
+
     async def _open(self, record: RunRecord, step: Open) -> None:
-        if step.partitions:
-            await self._save(record.name, partitions={**record.partitions, **step.partitions})
+        dealt = {**record.partitions, **step.partitions}
+        if step.partitions and not await self._save(record.name, partitions=dealt):
+            return  # another planner dealt: decide again on what it wrote
         ref = RoundRef(record.name, step.number)
         entry = Opened(
             at=self._clock.now(),
@@ -231,22 +267,22 @@ class Planner:
             return
         log.info("opened", extra={"action": "opened", "run": ref.run, "round": ref.number})
         self._waiting.pop(ref.run, None)
-        await self._save(ref.run, open_round=ref.number, open_seq=self._log.rounds[ref].first_seq)
+        opened = {"open_round": ref.number, "open_seq": self._log.rounds[ref].first_seq}
+        while self._records[ref.run][0].open_round < ref.number or ref.number == 0:
+            if await self._save(ref.run, **opened):
+                break
         self._log.forget(ref.run, ref.number - 1)
         old = obsolete_round(record.plan, ref.number)
         if old is not None:
             await purge(self._bus, subjects.UPDATES, f"fb.update.{ref.run}.{old}.>")
 
-    async def _save(self, name: str, **changes: object) -> None:
-        """Write the run's record; where another planner was faster, take its record and change that."""
-        while True:
-            record, revision = self._records[name]
-            changed = record.model_copy(update=changes)
-            new = await self._runs.set(changed, revision)
-            if new is not None:
-                self._records[name] = (changed, new)
-                return
-            self._records[name] = await self._runs.get(name)
+    async def _save(self, name: str, **changes: object) -> bool:
+        """Write the run's record; False where another planner was faster: its record is taken instead."""
+        record, revision = self._records[name]
+        changed = record.model_copy(update=changes)
+        new = await self._runs.set(changed, revision)
+        self._records[name] = (changed, new) if new is not None else await self._runs.get(name)
+        return new is not None
 
     def _drop(self, name: str) -> None:
         log.info("run is over", extra={"action": "done", "run": name})

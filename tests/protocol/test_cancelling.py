@@ -1,0 +1,67 @@
+"""Being told to stop wins, also at the very moment at which what was waited for comes.
+
+Python 3.11's `asyncio.wait_for` loses a cancellation that meets its result: a service at work would then
+survive SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from fedbus.bus import Bus
+from fedbus_aggregator.service import Aggregator
+from fedbus_planner.service import Planner
+from support.buses import buses, parties, until
+from support.natsd import Stack
+from support.raw import raw
+
+
+async def test_a_request_is_cancelled_though_it_fails_just_then(stack: Stack) -> None:
+    async with buses(stack.credentials("operator")) as (bus,), raw(stack.credentials("planner")) as planner:
+        (asked,) = await planner.listen("fb.api.planner.never")
+        request = asyncio.create_task(bus.request("fb.api.planner.never"))
+        await asked.next_msg(timeout=10)
+        await bus.close()
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+
+
+async def test_a_flush_is_cancelled_though_it_fails_just_then(stack: Stack) -> None:
+    async with buses(stack.credentials("operator")) as (bus,):
+        flush = asyncio.create_task(bus.flush())
+        await asyncio.sleep(0)  # it begins
+        await bus.close()
+        flush.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await flush
+
+
+@pytest.mark.parametrize("service", [Planner, Aggregator])
+async def test_a_service_stops_though_it_is_woken_just_then(
+    stack: Stack, service: type[Planner] | type[Aggregator]
+) -> None:
+    async with parties(stack, service.__name__.lower()) as (bus,):
+        made = service(bus)
+        task = asyncio.create_task(made.run())
+        await until(lambda: _rests(made), "the service has nothing to do")
+        made._wake.set()
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=10)
+        assert done == {task}, "it went on"
+        assert task.cancelled()
+
+
+def _rests(service: Planner | Aggregator) -> bool:
+    """Whether it waits to be woken."""
+    return bool(service._wake._waiters)  # type: ignore[attr-defined]  # asyncio says so nowhere else
+
+
+async def test_connecting_is_cancelled(stack: Stack) -> None:
+    absent = stack.credentials("operator").model_copy(update={"url": "nats://127.0.0.1:1"})
+    task = asyncio.create_task(Bus.connect(absent, wait_s=None))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

@@ -1,0 +1,323 @@
+"""The connection on a real broker: what nats-py 2.16 does wrong stays behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from fedbus.base.clock import random_token
+from fedbus.base.errors import AuthRefused, BusUnavailable, PayloadTooLarge
+from fedbus.bus import Bus, Message
+from fedbus.bus import link as links
+from fedbus.bus.credentials import Credentials
+from fedbus.bus.store import get, put
+from fedbus_schemas import subjects
+from nats.errors import SlowConsumerError
+from support.buses import buses, parties, until
+from support.natsd import Stack, broker
+from support.proxy import proxy
+from support.raw import raw
+
+MIB = 1 << 20
+
+
+def chunk_of(worker: str, leaf: int | str = 0) -> str:
+    return subjects.update(f"conn-{random_token()}", 1, worker, "0", "t", leaf)
+
+
+def nowhere() -> Credentials:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return Credentials(url=f"nats://127.0.0.1:{free.getsockname()[1]}", user="A", password="x")
+
+
+async def test_an_absent_broker_is_an_error_in_time() -> None:
+    """Trap 15: nats-py's first connect tries for two minutes, or for ever."""
+    began = time.monotonic()
+    with pytest.raises(BusUnavailable, match=r"within 0\.5 s.*(refused|Connect call failed)"):
+        await Bus.connect(nowhere(), wait_s=0.5)
+    assert time.monotonic() - began < 1.5
+
+
+async def test_a_mute_server_is_an_error_in_time() -> None:
+    """A greeting that never comes; the socket is closed behind us."""
+    ended = asyncio.Event()
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        ended.set()
+        writer.close()
+
+    server = await asyncio.start_server(mute, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with pytest.raises(BusUnavailable):
+        await Bus.connect(nowhere().model_copy(update={"url": f"nats://127.0.0.1:{port}"}), wait_s=0.3)
+    await asyncio.wait_for(ended.wait(), 5)
+    server.close()
+
+
+async def test_a_wrong_password_is_refused_at_once(stack: Stack) -> None:
+    """Trap 15: nats-py goes on trying after an authorization violation."""
+    wrong = stack.credentials("planner").model_copy(update={"password": "wrong"})
+    began = time.monotonic()
+    with pytest.raises(AuthRefused, match="planner"):
+        await Bus.connect(wrong)
+    assert time.monotonic() - began < 2
+
+
+async def test_a_killed_broker_fails_what_is_pending_and_comes_back(tmp_path: Path) -> None:
+    """Traps 1, 7 and 14: no request hangs, nothing is buffered unseen, no count of attempts ends it."""
+    async with broker(tmp_path) as own, parties(own, "planner", "enroll", "w") as (planner, enroll, worker):
+        heard: list[bytes] = []
+        ups = 0
+
+        async def hook() -> None:
+            nonlocal ups
+            ups += 1
+
+        await enroll.subscribe(subjects.ALL_BEATS, lambda message: heard.append(message.data))
+        await planner.subscribe(subjects.api("planner", "mute"), lambda _: None)
+        await enroll.on_up(hook)
+        async with buses(own.credentials("operator")) as (operator,):
+            pending = [
+                asyncio.create_task(operator.request(subjects.api("planner", "mute"), timeout_s=50))
+                for _ in range(20)
+            ]
+            await operator.flush()
+            own.kill()
+            began = time.monotonic()
+            failed = await asyncio.gather(*pending, return_exceptions=True)
+            assert time.monotonic() - began < 3
+            assert {type(each) for each in failed} == {BusUnavailable}
+            assert all(each.retryable for each in failed if isinstance(each, BusUnavailable))
+            await until(lambda: not worker.connected, "the worker sees it too")
+            with pytest.raises(BusUnavailable, match="not connected"):
+                await worker.publish(subjects.beat("w"), b"into the void")
+            with pytest.raises(BusUnavailable):
+                await worker.flush()
+        await asyncio.to_thread(own.restart)
+        began = time.monotonic()
+        await asyncio.gather(enroll.wait_up(), worker.wait_up(), planner.wait_up())
+        assert time.monotonic() - began < 3
+        await until(lambda: ups == 2, "the hook ran again")
+        await enroll.flush()
+        await worker.publish(subjects.beat("w"), b"again")
+        await until(lambda: heard == [b"again"], "the renewed subscription hears")
+
+
+async def test_the_broker_closing_on_us_is_not_for_good(stack: Stack) -> None:
+    """Traps 2 and 3: after most `-ERR` nats-py stays closed, whatever its reconnect settings say."""
+    async with parties(stack, "w-err") as (worker,):
+        before = worker.client
+        # Headers count against max_payload at the broker, not in nats-py; ours refuses this locally.
+        await before.publish(chunk_of("w-err"), bytes(before.max_payload), headers={"a": "b"})
+        await until(lambda: worker.connected and worker.client is not before, "closed, and open again")
+        assert before.is_closed
+        await worker.flush()
+
+
+async def test_a_credential_taken_away_and_given_back(tmp_path: Path) -> None:
+    """Trap 3: a revoked client waits, and is back once it is allowed again."""
+    async with broker(tmp_path) as own, buses(own.credentials("w")) as (worker,):
+        config = own.folder / "broker" / "accounts.conf"
+        allowed = config.read_text()
+        taken = allowed.replace(worker.credentials.password, "another-password")
+        assert taken != allowed
+        config.write_text(taken)
+        os.kill(own.broker.pid, signal.SIGHUP)
+        await until(
+            lambda: not worker.connected and "refuses" in str(worker.last_error), "cut off and refused"
+        )
+        config.write_text(allowed)
+        os.kill(own.broker.pid, signal.SIGHUP)
+        await asyncio.wait_for(worker.wait_up(), 10)
+        await worker.flush()
+
+
+async def test_too_large_is_refused_here_and_the_limit_itself_passes(stack: Stack) -> None:
+    """Trap 2: the broker would close the connection for a payload and headers above its limit."""
+    async with parties(stack, "w-large") as (worker,):
+        link, subject = worker.client, chunk_of("w-large")
+        with pytest.raises(PayloadTooLarge, match=str(worker.max_message)):
+            await worker.request(subject, bytes(worker.max_message + 1))
+        with pytest.raises(PayloadTooLarge):
+            await worker.publish(subjects.beat("w-large"), bytes(worker.max_message + 1))
+        with pytest.raises(PayloadTooLarge):
+            await worker.request(subject, b"", headers={"a": "b" * 5000})
+        # Payload and headers just under the limit, both at once.
+        headers = {"Nats-Expected-Last-Subject-Sequence": "0", "a": "b" * 4000}
+        reply = await worker.request(subject, bytes(worker.max_message), headers=headers)
+        assert b'"seq"' in reply.data
+        assert worker.client is link
+
+
+async def test_a_slow_subscriber_gets_everything(stack: Stack) -> None:
+    """Trap 4: over its limit nats-py drops messages, and only its error callback knows."""
+    errors: list[Exception] = []
+    opened = asyncio.Event()
+    payload = bytes(MIB)
+
+    async def wait(_: object) -> None:
+        await opened.wait()
+
+    async def note(error: Exception) -> None:
+        errors.append(error)
+
+    async with (
+        parties(stack, "planner", "evaluator") as (planner, evaluator),
+        raw(stack.credentials("evaluator")) as plain,
+    ):
+        plain.nc._error_cb = note
+        limited = await plain.nc.subscribe("fb.worker.*.beat", cb=wait, pending_bytes_limit=8 * MIB)
+        await plain.flush()
+        seen: list[int] = []
+
+        def slow(message: Message) -> None:
+            time.sleep(0.005)
+            seen.append(message.data[0])
+
+        await evaluator.subscribe(subjects.ALL_BEATS, slow)
+        async with buses(stack.credentials("w-slow")) as (worker,):
+            for i in range(32):
+                await worker.publish(subjects.beat("w-slow"), bytes([i]) + payload)
+        await until(lambda: len(seen) == 32, "all 32 arrive")
+        assert seen == list(range(32))
+        # Without a limit there is nothing to overrun.
+        ours = evaluator.client._subs.values()
+        assert {(sub._pending_bytes_limit, sub._pending_queue.maxsize) for sub in ours} == {(0, 0)}
+        await until(lambda: len(errors) > 0, "the plain client drops")
+        assert any(isinstance(error, SlowConsumerError) for error in errors)
+        opened.set()
+        assert limited.pending_msgs < 32
+        assert planner.connected
+
+
+async def test_headers_stay_the_callers(stack: Stack) -> None:
+    """Trap 8: nats-py adds to the dict that it is given."""
+    async with parties(stack, "w-headers") as (worker,):
+        headers = {"Nats-Expected-Last-Subject-Sequence": "0"}
+        await worker.request(chunk_of("w-headers"), b"x", headers=headers)
+        await worker.request(chunk_of("w-headers"), b"x", headers=headers)
+        assert headers == {"Nats-Expected-Last-Subject-Sequence": "0"}
+
+
+async def test_a_refused_subject_is_an_answer_and_not_a_time_out(stack: Stack) -> None:
+    async with parties(stack, "w-refused") as (worker,):
+        began = time.monotonic()
+        with pytest.raises(AuthRefused, match="refuses fb"):
+            await worker.request(chunk_of("Somebody-Else"), b"x", timeout_s=30)
+        with pytest.raises(AuthRefused, match="refuses fb"):
+            await worker.subscribe("fb.round.>", lambda _: None)
+        assert time.monotonic() - began < 2
+        await worker.flush()
+
+
+async def test_nobody_serves(stack: Stack) -> None:
+    async with parties(stack, "operator") as (operator,):
+        with pytest.raises(BusUnavailable, match="nobody serves"):
+            await operator.request(subjects.api("enroll", "nothing"))
+        with pytest.raises(BusUnavailable, match="nobody serves"):
+            await operator.request_all("$JS.API.DIRECT.GET.NO_STREAM", b"{}")
+
+
+async def test_a_stored_header_is_no_status(stack: Stack) -> None:
+    """A worker may store `Status: 503` with its update: a reader must not take that for an absent broker."""
+    async with parties(stack, "w-status", "aggregator") as (worker, aggregator):
+        for status in ("503", "404"):
+            subject = chunk_of("w-status", "manifest")
+            forged = {"Status": status, "Nats-Sequence": "1", "Nats-Subject": "fb.forged"}
+            await worker.request(subject, b"", headers=forged)
+            message = await asyncio.wait_for(get(aggregator, subjects.UPDATES, subject), 5)
+            assert (message.data, message.status) == (b"", None)
+            assert message.headers["Nats-Subject"] == subject
+            assert int(message.headers["Nats-Sequence"]) > 1
+
+
+async def test_flush_means_processed(stack: Stack) -> None:
+    """One flush of nats-py goes out ahead of what was just published, and proves nothing."""
+    async with parties(stack, "evaluator", "w-flush") as (evaluator, worker):
+        heard: list[bytes] = []
+        await evaluator.subscribe(subjects.ALL_BEATS, lambda message: heard.append(message.data))
+        for i in range(50):
+            await worker.publish(subjects.beat("w-flush"), str(i).encode() + bytes(100_000))
+            await worker.flush()
+            await evaluator.flush()
+            await until(lambda i=i: len(heard) == i + 1, "there after both flushes", 1)  # type: ignore[misc]
+
+
+async def test_a_cancelled_flush_does_no_harm(stack: Stack) -> None:
+    """A PONG that finds its waiter cancelled ends nats-py's reader: connected, and deaf."""
+    async with parties(stack, "w-cancel") as (worker,):
+        link = worker.client
+        for _ in range(20):
+            flush = asyncio.create_task(worker.flush())
+            await asyncio.sleep(0)
+            flush.cancel()
+            await asyncio.gather(flush, return_exceptions=True)
+        assert await put(worker, chunk_of("w-cancel"), b"x", expected=0) > 0
+        await worker.flush()
+        assert worker.client is link
+
+
+async def test_a_half_open_link_is_noticed(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing moves, nothing breaks: idle, or with megabytes unsent, where nats-py's own close hangs."""
+    monkeypatch.setattr(links, "PING_S", 0.1)
+    monkeypatch.setattr(links, "STALE_S", 0.5)
+    async with proxy(stack.url) as between, parties(stack, "w-half", through=between) as (worker,):
+        for sent in (0, 16):
+            link = worker.client
+            between.flowing.clear()
+            uploads = [
+                asyncio.create_task(worker.request(chunk_of("w-half", i), bytes(MIB), timeout_s=50))
+                for i in range(sent)
+            ]
+            await until(lambda: not worker.connected, "the stall is noticed", 8)
+            failed = await asyncio.gather(*uploads, return_exceptions=True)
+            assert {type(each) for each in failed} <= {BusUnavailable}
+            between.cut()
+            between.flowing.set()
+            await asyncio.wait_for(worker.wait_up(), 10)
+            await worker.flush()
+            assert worker.client is not link
+
+
+async def test_a_slow_link_is_not_a_dead_one(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PONG may wait behind megabytes; as long as bytes move the link lives."""
+    monkeypatch.setattr(links, "PING_S", 0.1)
+    monkeypatch.setattr(links, "STALE_S", 1.5)
+    async with (
+        proxy(stack.url, rate=4 * MIB) as between,
+        parties(stack, "w-narrow", through=between) as (worker,),
+    ):
+        link, subject = worker.client, chunk_of("w-narrow", "")
+        await asyncio.gather(*(put(worker, f"{subject}{i}", bytes(MIB), expected=0) for i in range(12)))
+        assert worker.client is link
+        assert between.links == 1
+
+
+async def test_closing_takes_a_bounded_time(stack: Stack) -> None:
+    """On a stalled link with unsent bytes, nats-py's close never returns."""
+    async with proxy(stack.url) as between, parties(stack):
+        worker = await Bus.connect(between.credentials(stack.credentials("w-close")))
+        between.flowing.clear()
+        for _ in range(16):
+            await worker.publish(subjects.beat("w-close"), bytes(MIB))
+        began = time.monotonic()
+        await worker.close()
+        assert time.monotonic() - began < 5
+
+
+async def test_what_was_published_last_goes_out_before_closing(stack: Stack) -> None:
+    async with parties(stack, "evaluator") as (evaluator,):
+        heard: list[bytes] = []
+        await evaluator.subscribe(subjects.ALL_BEATS, lambda message: heard.append(message.data))
+        async with buses(stack.credentials("w-last")) as (worker,):
+            for _ in range(8):
+                await worker.publish(subjects.beat("w-last"), bytes(MIB))
+            await worker.publish(subjects.beat("w-last"), b"leaving")
+        await until(lambda: b"leaving" in heard, "the last message arrives")

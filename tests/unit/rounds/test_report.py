@@ -1,0 +1,85 @@
+"""What a round's report says: explanations only where something needs one, and nothing left out."""
+
+from __future__ import annotations
+
+import pytest
+from fedbus.rounds.report import iso, round_report, run_report, run_state
+from support.rounds import (
+    NOW,
+    aborted,
+    accepted,
+    aggregated,
+    closing,
+    evaluated,
+    finished,
+    fold,
+    lost,
+    opened,
+    plan,
+    record,
+    rejected,
+    update,
+)
+
+
+def test_a_round_that_got_all_it_wanted_needs_no_reason() -> None:
+    done = closing().model_copy(update={"code": "target"})
+    report = round_report(2, fold(opened("w1"), accepted("w1"), done, aggregated(), finished()))
+    assert (report.round, report.state, report.reason, report.waiting) == (2, "finished", None, [])
+    assert report.accepted == 1
+    assert report.kpis["participation"] == 1.0
+
+
+def test_a_round_closed_early_says_why() -> None:
+    done = closing().model_copy(update={"code": "deadline", "reason": "deadline of 5 s passed"})
+    report = round_report(1, fold(opened("w1", "w2"), accepted("w1"), lost("w2"), done))
+    assert report.reason == "deadline of 5 s passed"
+    assert [item.worker for item in report.lost] == ["w2"]
+    assert report.kpis["participation"] == 0.5
+
+
+def test_a_model_that_could_not_be_scored_says_so() -> None:
+    done = closing().model_copy(update={"code": "target"})
+    failed = evaluated().model_copy(update={"metrics": {}, "failed": "task iris is not installed"})
+    report = round_report(1, fold(opened("w1"), accepted("w1"), done, aggregated(), finished(), failed))
+    assert report.reason == "not scored: task iris is not installed"
+    assert report.metrics == {}
+
+
+def test_workers_metrics_are_weighted_by_examples_and_kept_apart_from_held_out_ones() -> None:
+    one = update("w1").model_copy(update={"weight": 1.0, "metrics": {"loss": 1.0}})
+    two = update("w2").model_copy(update={"weight": 3.0, "metrics": {"loss": 2.0, "extra": 9.0}})
+    report = round_report(
+        1, fold(opened("w1", "w2"), accepted(one, two), closing(), aggregated(), evaluated())
+    )
+    assert report.metrics["train_loss"] == pytest.approx(1.75)
+    assert "train_extra" not in report.metrics  # not everyone reported it
+    assert report.metrics["accuracy"] == 0.5
+
+
+def test_a_rejection_is_listed_and_a_rejected_worker_not_waited_for() -> None:
+    report = round_report(1, fold(opened("w1", "w2"), rejected("w1")))
+    assert [(item.worker, item.code) for item in report.rejected] == [("w1", "bad-manifest")]
+    assert report.waiting == ["w2"]
+
+
+def test_a_run_is_in_the_state_of_its_last_round() -> None:
+    two = record(plan(rounds=2))
+    ended = fold(opened("w1"), accepted("w1"), closing(), aggregated(), finished())
+    assert run_state(two, {}) == "waiting"
+    assert run_state(two, {1: ended}) == "running"
+    assert run_state(two, {1: ended, 2: ended}) == "finished"
+    stopped = fold(opened("w1"), aborted())
+    report = run_report(two, {1: ended, 2: stopped})
+    assert (report.state, report.reason) == ("aborted", aborted().reason)
+    assert report.model == aggregated().model
+
+
+def test_round_zero_is_not_listed() -> None:
+    first = fold(opened("w1", base=None), accepted("w1"), closing(), aggregated(), finished())
+    assert run_report(record(plan(rounds=1)), {0: first}).rounds == []
+
+
+def test_times_are_iso_in_utc() -> None:
+    assert iso(0.0) == "1970-01-01T00:00:00.000Z"
+    assert iso(NOW).endswith("Z")

@@ -1,0 +1,132 @@
+"""What a worker has to do, from what was announced: late, twice, forged or out of order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fedbus.rounds.planning import derive_seed
+from fedbus_schemas.ids import RoundRef
+from fedbus_schemas.log import Member
+from fedbus_schemas.messages import Announcement, EndedRound
+from fedbus_worker.assignments import Announced
+from hypothesis import given
+from hypothesis import strategies as st
+from support.rounds import NOW, digest, plan
+
+SEATS = [Member(worker="w1", partition=2), Member(worker="w2", partition=0)]
+PLAN = plan(seed=7, data={"partition": "dirichlet", "alpha": 0.3, "parts": 4})
+
+
+def _news(number: int, state: str = "open", *, run: str = "run-1", **changes: Any) -> Announcement:
+    values: dict[str, Any] = {
+        "run": run, "round": number, "state": state, "plan": PLAN, "plan_digest": PLAN.digest(),
+        "base": digest("base"), "members": SEATS,
+        "opened_at": NOW + number, "deadline_s": 60.0, "traceparent": "",
+    }  # fmt: skip
+    return Announcement(**(values | changes))
+
+
+def _heard(*news: Announcement, worker: str = "w1") -> Announced:
+    announced = Announced(worker)
+    for each in news:
+        announced.hear(each)
+    return announced
+
+
+def test_a_seat_in_an_open_round_is_an_assignment() -> None:
+    (assignment,) = _heard(_news(3)).open()
+    assert assignment.ref == RoundRef("run-1", 3)
+    assert assignment.key == "run-1.3.0"
+    assert assignment.member.partition == 2
+    assert assignment.seed == derive_seed(PLAN, "run-1/3", "w1", "0")
+
+
+def test_each_member_round_and_run_has_its_own_seed() -> None:
+    seeds = {
+        a.seed
+        for worker in ("w1", "w2")
+        for number in (1, 2)
+        for run in ("run-1", "run-2")
+        for a in _heard(_news(number, run=run), worker=worker).open()
+    }
+    assert len(seeds) == 8
+
+
+def test_others_rounds_are_not_ours() -> None:
+    assert _heard(_news(3), worker="stranger").open() == []
+    assert _heard(_news(3, "closed")).open() == []
+
+
+def test_a_worker_may_have_several_seats_and_runs_longest_open_first() -> None:
+    seats = [Member(worker="w1", node="b"), Member(worker="w2"), Member(worker="w1", node="a")]
+    announced = _heard(
+        _news(1, opened_at=NOW + 9),
+        _news(1, run="run-2", opened_at=NOW + 1, members=seats),
+        _news(1, run="run-3", members=seats[1:2]),
+    )
+    assert [a.key for a in announced.open()] == ["run-2.1.b", "run-2.1.a", "run-1.1.0"]
+
+
+def test_where_the_data_is() -> None:
+    (assignment,) = _heard(_news(3)).open()
+    site = assignment.site("/data", {"gpu": "yes"})
+    assert (site.data, site.labels) == ("/data", {"gpu": "yes"})
+    part = site.partition
+    assert part is not None
+    assert (part.kind, part.parts, part.id, part.seed, part.alpha) == ("dirichlet", 4, 2, 7, 0.3)
+    own = plan()
+    (without,) = _heard(_news(3, plan=own, plan_digest=own.digest())).open()
+    assert without.site("/data", {}).partition is None
+
+
+def test_another_plan_than_the_digest_says_is_not_heard() -> None:
+    announced = Announced("w1")
+    assert not announced.hear(_news(3, plan=plan(task="my.evil:Task")))
+    assert announced.open() == []
+    assert announced.hear(_news(3))
+
+
+@pytest.mark.parametrize(
+    ("known", "new", "heard"),
+    [
+        ((3, "open"), (3, "open"), False),
+        ((3, "open"), (3, "closed"), True),
+        ((3, "closed"), (3, "open"), False),
+        ((3, "closed"), (3, "closed"), False),
+        ((3, "open"), (4, "open"), True),
+        ((3, "closed"), (4, "open"), True),
+        ((3, "open"), (2, "closed"), False),
+        ((3, "open"), (5, "closed"), True),
+    ],
+)
+def test_only_what_is_newer_is_heard(known: tuple[int, str], new: tuple[int, str], heard: bool) -> None:
+    assert _heard(_news(*known)).hear(_news(*new)) == heard
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["open", "closed"])), min_size=1, max_size=12))
+def test_any_order_and_repetition_ends_in_the_newest(drawn: list[tuple[int, str]]) -> None:
+    announced = _heard(*[_news(*each) for each in drawn])
+    newest = max(drawn, key=lambda each: (each[0], each[1] == "closed"))
+    assert [a.ref.number for a in announced.open()] == ([newest[0]] if newest[1] == "open" else [])
+    for number in range(6):
+        over = number < newest[0] or (number == newest[0] and newest[1] == "closed")
+        assert announced.is_over(RoundRef("run-1", number)) == over
+
+
+def test_a_run_that_was_never_heard_of_is_not_over() -> None:
+    assert not _heard(_news(3)).is_over(RoundRef("run-2", 1))
+
+
+@pytest.mark.parametrize(
+    ("ended", "counted"),
+    [
+        (EndedRound(round=3, accepted=["w2", "w1"]), True),
+        (EndedRound(round=3, accepted=["w2"]), False),
+        (EndedRound(round=2, accepted=["w1"]), None),
+        (None, None),
+    ],
+)
+def test_whether_our_update_counted(ended: EndedRound | None, counted: bool | None) -> None:
+    assert _heard(_news(4, ended=ended)).counted(RoundRef("run-1", 3)) is counted
+    assert _heard().counted(RoundRef("run-1", 3)) is None

@@ -1,0 +1,125 @@
+"""An encoded update on disk: a worker killed anywhere sends the same bytes, and only those still missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fedbus_schemas.update import UpdateManifest
+from fedbus_worker.spool import Spool, SpooledUpdate
+from hypothesis import given
+from hypothesis import strategies as st
+from support.rounds import digest
+
+CHUNKS = [b"first", b"the second", b"3"]
+
+
+def _spooled(folder: Path, chunks: list[bytes] | None = None, **changes: Any) -> tuple[Spool, SpooledUpdate]:
+    """As the worker leaves it when encoding is done."""
+    chunks = CHUNKS if chunks is None else chunks
+    spool = Spool(folder / "run-1.3.0")
+    spool.chunks.write_bytes(b"".join(chunks))
+    manifest = UpdateManifest(
+        run="run-1", round=3, worker="w1", attempt="0123abcd", plan=digest("plan"), base=digest("base"),
+        codec="int8", num_examples=7, metrics={"loss": 0.1}, chunks=[digest(str(c)) for c in chunks],
+        size_bytes=sum(map(len, chunks)),
+    )  # fmt: skip
+    update = SpooledUpdate(manifest=manifest, sizes=[len(chunk) for chunk in chunks], **changes)
+    spool.save(update)
+    return spool, update
+
+
+async def _read(spool: Spool, update: SpooledUpdate, indices: list[int]) -> dict[int, bytes]:
+    return {index: data async for index, data in spool.read(update, indices)}
+
+
+def test_before_encoding_is_done_there_is_nothing(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "a")
+    assert spool.load() is None
+    spool.chunks.write_bytes(b"half an upd")
+    spool.delta.write_bytes(b"\0\0\0\0")
+    assert Spool(tmp_path / "a").load() is None
+
+
+def test_a_restart_finds_the_same_update(tmp_path: Path) -> None:
+    spool, update = _spooled(tmp_path)
+    again = Spool(spool.folder).load()
+    assert again == update
+    assert again is not None
+    assert again.manifest.pack() == update.manifest.pack()
+    assert not again.sent
+    spool.save(update.model_copy(update={"sent": True}))
+    sent = Spool(spool.folder).load()
+    assert sent is not None
+    assert sent.sent
+
+
+async def test_a_resume_reads_the_same_bytes_and_only_those_without_an_acknowledgement(
+    tmp_path: Path,
+) -> None:
+    spool, update = _spooled(tmp_path)
+    assert spool.unsent(update) == [0, 1, 2]
+    assert await _read(spool, update, [0, 1, 2]) == dict(enumerate(CHUNKS))
+    spool.note_stored(2)
+    spool.note_stored(0)
+    again = Spool(spool.folder)
+    assert again.unsent(update) == [1]
+    assert await _read(again, update, again.unsent(update)) == {1: CHUNKS[1]}
+    again.note_stored(1)
+    again.note_stored(1)
+    assert Spool(spool.folder).unsent(update) == []
+
+
+@given(st.lists(st.integers(0, 19), max_size=30))
+def test_acknowledgements_may_come_in_any_order(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int]
+) -> None:
+    spool, update = _spooled(tmp_path_factory.mktemp("spool"), [bytes([i]) * (i + 1) for i in range(20)])
+    for index in order:
+        spool.note_stored(index)
+    assert Spool(spool.folder).unsent(update) == [i for i in range(20) if i not in set(order)]
+
+
+@pytest.mark.parametrize("record", [b"", b"\x01", b"\x01\x00", b"\x00\x00\x00", b"\x01\xff\x02"])
+def test_a_lost_or_torn_record_of_acknowledgements_costs_a_repeat(tmp_path: Path, record: bytes) -> None:
+    spool, update = _spooled(tmp_path)
+    (spool.folder / "stored").write_bytes(record)
+    assert spool.unsent(update) == [i for i in range(3) if record[i : i + 1] != b"\x01"]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 50, -1])
+def test_a_torn_update_is_no_update(tmp_path: Path, keep: int) -> None:
+    spool, _ = _spooled(tmp_path)
+    path = spool.folder / "update.json"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert spool.load() is None
+
+
+@pytest.mark.parametrize("data", [b"\0" * 100, b"null", b"{}", b'{"sizes":[]}', b"\xff\xfe"])
+def test_what_is_no_update_is_ignored(tmp_path: Path, data: bytes) -> None:
+    spool, _ = _spooled(tmp_path)
+    (spool.folder / "update.json").write_bytes(data)
+    assert spool.load() is None
+
+
+def test_a_kill_while_saving_leaves_the_old_one_whole(tmp_path: Path) -> None:
+    spool, update = _spooled(tmp_path)
+    (spool.folder / "update.new").write_text('{"manifest": {"run"')
+    assert Spool(spool.folder).load() == update
+    spool.save(update.model_copy(update={"sent": True}))
+    saved = Spool(spool.folder).load()
+    assert saved is not None
+    assert saved.sent
+    assert sorted(path.name for path in spool.folder.iterdir()) == ["chunks", "update.json"]
+
+
+def test_removing_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
+    spool, _ = _spooled(tmp_path)
+    spool.note_stored(0)
+    spool.remove()
+    assert not spool.folder.exists()
+    spool.remove()
+    assert list(tmp_path.iterdir()) == []
+    fresh = Spool(spool.folder)
+    assert fresh.load() is None
