@@ -115,7 +115,8 @@ class Scripted:
 
     async def send(self, update: Update, leaves: Iterable[int | str] | None = None) -> None:
         """Store chunks, then the manifest; or only the leaves given, in that order."""
-        for leaf in [*update.chunks, "manifest"] if leaves is None else leaves:
+        chosen: list[int | str] = [*update.chunks, "manifest"] if leaves is None else list(leaves)
+        for leaf in chosen:
             whole = update.packed or update.manifest.pack()
             data = whole if leaf == "manifest" else update.chunks[int(leaf)]
             await self._publisher.put(update.subject(leaf), data)
