@@ -55,7 +55,7 @@ async def test_a_service_stops_though_it_is_woken_just_then(
 
 def _rests(service: Planner | Aggregator) -> bool:
     """Whether it waits to be woken."""
-    return bool(service._wake._waiters)  # type: ignore[attr-defined]  # asyncio says so nowhere else
+    return bool(service._wake._waiters)  # asyncio says so nowhere else
 
 
 async def test_connecting_is_cancelled(stack: Stack) -> None:

@@ -30,8 +30,13 @@ class Assignment:
 
     @property
     def seed(self) -> int:
-        """Seed of this member's training, the same for everyone who computes it."""
-        return derive_seed(self.announcement.plan, self.ref, self.member.worker, self.member.node)
+        """Seed of this member's training, the same for everyone who computes it.
+
+        It goes with the part of shipped data: who happens to hold the part changes nothing.
+        """
+        part = self.member.partition
+        who = f"part-{part}" if part is not None else f"{self.member.worker}/{self.member.node}"
+        return derive_seed(self.announcement.plan, self.ref.number, who)
 
     def site(self, data: str | None, labels: dict[str, str]) -> Site:
         """Where this member's data is: a part of the shipped data, or the worker's own folder."""

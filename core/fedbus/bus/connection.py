@@ -9,9 +9,10 @@ client for as long as it takes, with jittered back-off, and renews every subscri
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import nats.errors
@@ -128,25 +129,33 @@ class Bus:
     async def subscribe(self, subject: str, callback: Callback) -> None:
         """Call a plain function for each message, now and after every reconnect.
 
-        What the connection loses is lost: a message is only a hint to read.
+        What the connection loses is lost: a message is only a hint to read. Where there is no
+        connection now, the next one makes up for it.
 
         Raises:
-            BusUnavailable: not now; it is made up for at the next connection.
             AuthRefused: the broker refuses this subject to us.
         """
         self._subscriptions[subject] = callback
         with self._replies.expect(subject) as (_, refusal):
-            await self._subscribe(self.client, subject, callback)
-            await self.flush()
+            with contextlib.suppress(BusUnavailable):
+                await self._subscribe(self.client, subject, callback)
+                await self.flush()
             # A refusal comes before the answer to the flush.
             if refusal.done() and isinstance(error := refusal.exception(), AuthRefused):
                 del self._subscriptions[subject]
                 raise error
 
     async def on_up(self, hook: Hook) -> None:
-        """Run a coroutine now and after every reconnect, once subscriptions are renewed."""
+        """Run a coroutine now and after every reconnect, once subscriptions are renewed.
+
+        Where it cannot be done now, it is tried again for as long as this connection lives.
+        """
         self._hooks.append(hook)
-        await hook()
+        try:
+            await hook()
+        except (BusUnavailable, NotAcked):
+            if self._link is not None:
+                self._start(self._renew(self._link, [hook]))
 
     async def flush(self) -> None:
         """Return when the broker has processed what was sent.
@@ -301,10 +310,10 @@ class Bus:
         self._link, self._inbox, self.last_error = link, inbox, None
         self._up.set()
         self._start(link.watch())
-        self._start(self._renew(link))
+        self._start(self._renew(link, self._hooks))
 
-    async def _renew(self, link: Link) -> None:
-        for hook in self._hooks:
+    async def _renew(self, link: Link, hooks: Sequence[Hook]) -> None:
+        for hook in hooks:
             while link is self._link:
                 try:
                     await hook()

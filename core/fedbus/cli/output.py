@@ -96,7 +96,9 @@ def round_table(report: RunReport) -> Table:
     }
     shown = {name: cells for name, cells in columns.items() if any(cells) or name == "round"}
     # Reasons carry peers' words: nothing in them is markup.
-    table = Table(title=escape(f"{report.run}: {report.state}" + (f" ({report.reason})" if report.reason else "")))
+    table = Table(
+        title=escape(f"{report.run}: {report.state}" + (f" ({report.reason})" if report.reason else ""))
+    )
     for name in shown:
         table.add_column(name, justify="left" if name == "state" else "right")
     for cells in zip(*shown.values(), strict=True):

@@ -114,8 +114,10 @@ class Aggregator:
                     await self._reject(ref, attempt, verdict)
                 else:
                     verified.append(verdict)
-            if verified and not round_.closing:
-                await self._append(ref, Accepted(at=self._clock.now(), updates=verified))
+            # Another aggregator may have accepted some meanwhile.
+            fresh = [u for u in verified if round_.can_count(u.worker, u.node, u.attempt)]
+            if fresh and not round_.closing:
+                await self._append(ref, Accepted(at=self._clock.now(), updates=fresh))
             folding.discard(round_)
             await self._add(ref, folding)
 

@@ -1,0 +1,123 @@
+"""How a round ends: at its target, at its deadline, when nobody is left; and what a run waits for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.federation import federation
+from support.natsd import Stack
+from support.scripted import honest, lying
+from support.tasks import TASK, walk, write_walk
+
+ONES = np.ones(25_000, np.float32)
+NAN = np.full(25_000, np.nan, np.float32)
+
+
+async def test_over_selection_closes_at_the_target(stack: Stack, tmp_path: Path) -> None:
+    cohort = {"min": 2, "fraction": 0.5, "over_select": 2.0}
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        for name in ("quick", "quicker"):
+            await parties.script(name, honest(ONES))
+        for name in ("silent", "still"):
+            await parties.script(name)
+        (round_,) = (await parties.finished(await parties.start({"cohort": cohort}, "over"))).rounds
+        assert sorted(round_.cohort) == ["quick", "quicker", "silent", "still"]
+        assert sorted(u.worker for u in round_.accepted_updates) == ["quick", "quicker"]
+        assert (round_.reason, round_.lost, round_.rejected) == (None, [], [])
+        assert round_.seconds
+        assert round_.seconds < 15, "nobody waited for the deadline"
+
+
+async def test_a_quorum_closes_at_the_deadline(stack: Stack, tmp_path: Path) -> None:
+    plan = {"cohort": {"min": 3}, "close": {"deadline_s": 2.0, "quorum": 2}}
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        await parties.script("a", honest(ONES, 1))
+        await parties.script("b", honest(5 * ONES, 3))
+        await parties.script("silent")
+        report = await parties.finished(await parties.start(plan, "quorum"))
+        (round_,) = report.rounds
+        assert sorted(u.worker for u in round_.accepted_updates) == ["a", "b"]
+        assert round_.reason == "deadline of 2 s passed: have 2 updates, quorum 2"
+        assert round_.seconds
+        assert round_.seconds >= 2.0
+        np.testing.assert_allclose(await parties.model(report.model), 4.0, rtol=1e-6)
+
+
+async def test_too_few_at_the_deadline_abort_the_run(stack: Stack, tmp_path: Path) -> None:
+    plan = {"rounds": 3, "cohort": {"min": 2}, "close": {"deadline_s": 2.0, "quorum": 2}}
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        await parties.script("a", honest(ONES))
+        await parties.script("silent")
+        report = await parties.ended(await parties.start(plan, "too-few"))
+        assert report.state == "aborted"
+        assert [r.state for r in report.rounds] == ["aborted"]
+        assert report.reason == "deadline of 2 s passed: have 1 updates, quorum 2"
+        assert report.rounds[0].waiting == []
+
+
+async def test_a_round_with_nobody_left_aborts_at_once(stack: Stack, tmp_path: Path) -> None:
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        await parties.script("sick", honest(NAN))
+        leaver = await parties.script("leaver")
+        run = await parties.start({"cohort": {"min": 2}}, "nobody")
+        await parties.until(lambda: parties.round(run, 1).rejected, "the NaN is rejected")
+        await leaver.beat(leaving=True)
+        report = await parties.ended(run)
+        assert report.state == "aborted"
+        assert report.reason
+        assert report.reason.startswith("nobody is left to wait for: have 0 updates, quorum 1")
+        assert [(r.worker, r.code) for r in report.rounds[0].rejected] == [("sick", "chunk-refused")]
+        assert [(w.worker, w.code, w.reason) for w in report.rounds[0].lost] == [
+            ("leaver", "left", "leaver left")
+        ]
+
+
+async def test_a_run_says_what_it_waits_for_and_goes_on_when_a_worker_joins(
+    stack: Stack, tmp_path: Path
+) -> None:
+    plan = {"cohort": {"min": 2, "require": {"site": "north"}}}
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        run = await parties.start(plan, "waits")
+        assert (await parties.api.run(run)).state == "waiting"
+        assert await parties.waits(run, "have 0") == "have 0 of 2 eligible workers"
+        await parties.script("lone", honest(ONES), site="north")
+        await parties.script("south", honest(ONES), site="south")
+        said = await parties.waits(run, "south excluded")
+        assert said == (
+            "have 1 of 2 eligible workers; south excluded: labels do not match: site is south, wanted north"
+        )
+        await parties.join("real", labels={"site": "north"})
+        report = await parties.finished(run)
+        assert sorted(report.rounds[0].cohort) == ["lone", "real"]
+        assert report.rounds[0].accepted == 2
+
+
+async def test_a_worker_whose_task_fails_is_lost_with_its_error_and_the_round_goes_on(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_walk(tmp_path)
+    plan = walk(rounds=3, close={"quorum": 2})
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        for name in ("w1", "w2", "w3"):
+            labels = {"name": name, "examples": "1", "broken": "2" if name == "w2" else "never"}
+            await parties.join(name, labels=labels, tasks=(TASK,))
+        report = await parties.finished(await parties.start(plan, "fails"))
+        assert [r.accepted for r in report.rounds] == [3, 2, 3]
+        (lost,) = report.rounds[1].lost
+        assert (lost.worker, lost.code) == ("w2", "failed")
+        assert "OSError: the disk of this host is gone" in lost.reason
+        assert sorted(u.worker for u in report.rounds[1].accepted_updates) == ["w1", "w3"]
+        assert report.rounds[1].reason
+        assert report.rounds[1].reason.startswith("nobody is left to wait for: have 2 updates, quorum 2")
+
+
+async def test_a_lying_worker_does_not_keep_the_others_from_their_model(stack: Stack, tmp_path: Path) -> None:
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        await parties.script("good", honest(ONES, 4))
+        await parties.script("bad", lying(7 * ONES, lambda update: update.saying(num_examples=1, round=3)))
+        report = await parties.finished(await parties.start({"rounds": 2, "cohort": {"min": 2}}, "liar"))
+        assert [[r.worker for r in each.rejected] for each in report.rounds] == [["bad"], ["bad"]]
+        assert (await parties.model(report.model) == 2.0).all()

@@ -1,0 +1,162 @@
+"""Parties that crash, restart or run twice: no update is lost, none is counted twice."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fedbus.bus import Bus, Message
+from fedbus.bus.connection import REQUEST_TIMEOUT_S
+from fedbus_aggregator.service import Aggregator
+from fedbus_planner.service import Planner
+from fedbus_schemas import subjects
+from fedbus_schemas.log import decode_entry
+from fedbus_schemas.report import RunReport
+from fedbus_worker.spool import Spool
+from support.federation import Parties, federation
+from support.natsd import Stack, broker
+from support.roundlog import entries
+from support.scripted import honest
+
+ONES = np.ones(25_000, np.float32)
+ELEMENTS = 3_100_000  # 13 chunks
+CHUNKS = 13
+
+
+async def check_once(parties: Parties, report: RunReport, workers: int, total: float) -> None:
+    """Each worker counts once in each round, no entry says what another has said, and the model is right."""
+    for r in report.rounds:
+        counts = Counter(u.worker for u in r.accepted_updates)
+        assert sorted(counts.values()) == [1] * workers, f"{report.run}/{r.round}: {counts}"
+        keys = Counter(
+            key
+            for each in await entries(parties.operator, report.run, r.round)
+            for key in decode_entry(each.data).keys
+        )
+        assert max(keys.values()) == 1, f"{report.run}/{r.round}: {keys}"
+    np.testing.assert_allclose(await parties.model(report.model), total, rtol=1e-6, err_msg=report.run)
+
+
+def counting(puts: dict[str, str], run: str, hold_after: int | None = None) -> type[Bus]:
+    """A connection that notes the SHA-256 of what it puts for round 1, and stops after so many puts."""
+
+    class Counting(Bus):
+        async def request(
+            self,
+            subject: str,
+            data: bytes = b"",
+            *,
+            headers: Mapping[str, str] | None = None,
+            timeout_s: float = REQUEST_TIMEOUT_S,
+        ) -> Message:
+            if subject.startswith(f"fb.update.{run}.1."):
+                if hold_after is not None and len(puts) >= hold_after:
+                    await asyncio.Event().wait()
+                puts[subject] = hashlib.sha256(data).hexdigest()
+            return await super().request(subject, data, headers=headers, timeout_s=timeout_s)
+
+    return Counting
+
+
+async def test_a_worker_that_crashed_in_mid_upload_resumes_at_the_chunk_it_had(
+    stack: Stack, tmp_path: Path
+) -> None:
+    run = "resumes"
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        first: dict[str, str] = {}
+        worker = await parties.join("crasher", connection=counting(first, run, hold_after=5))
+        await parties.start({"train": {"elements": ELEMENTS, "value": 2.0}}, run)
+        spool = Spool(parties.state_of("crasher") / "spool" / f"{run}.1.0")
+        await parties.until(lambda: _stored(spool) == 5, "five chunks are acknowledged")
+        update = spool.load()
+        assert update
+        await worker.crash()
+        again: dict[str, str] = {}
+        await worker.start(counting(again, run))
+        report = await parties.finished(run)
+        leaves = sorted(subjects.parse_update(s)[5] for s in again)
+        assert len(leaves) == CHUNKS - 5 + 1, leaves
+        assert not set(first) & set(again), "nothing acknowledged is sent again"
+        sent = {subjects.parse_update(s)[5]: digest for s, digest in (first | again).items()}
+        assert [sent[str(i)] for i in range(CHUNKS)] == update.manifest.chunks
+        assert report.rounds[0].accepted_updates[0].digest == sent["manifest"]
+        await check_once(parties, report, workers=1, total=2.0)
+
+
+def _stored(spool: Spool) -> int:
+    path = spool.folder / "stored"
+    return path.read_bytes().count(b"\x01") if path.exists() else 0
+
+
+async def test_two_instances_of_each_service_do_everything_once(stack: Stack, tmp_path: Path) -> None:
+    async with federation(
+        stack.credentials, tmp_path, workers=["real"], planners=2, aggregators=2
+    ) as parties:
+        for name in ("a", "b"):
+            await parties.script(name, honest(ONES))
+        plan = {"rounds": 5, "cohort": {"min": 3}, "train": {"value": 1.0}}
+        report = await parties.finished(await parties.start(plan, "doubled"))
+        assert [r.cohort for r in report.rounds] == [report.rounds[0].cohort] * 5
+        await check_once(parties, report, workers=3, total=5.0)
+
+
+@pytest.mark.parametrize("entry", ["opened", "accepted", "closing", "aggregated"])
+@pytest.mark.parametrize("service", ["planner", "aggregator"])
+async def test_a_service_crashes_when_an_entry_is_seen(
+    stack: Stack, tmp_path: Path, service: str, entry: str
+) -> None:
+    run = f"{service}-{entry}"
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        for name in ("a", "b", "c"):
+            await parties.script(name, honest(ONES))
+        await parties.start({"cohort": {"min": 3}}, run)
+        await parties.until(lambda: getattr(parties.round(run, 1), entry), f"{entry} is in the log")
+        party = getattr(parties, service)
+        await party.crash()
+        await party.start()
+        await check_once(parties, await parties.finished(run), workers=3, total=1.0)
+
+
+async def test_a_broker_killed_in_mid_round_comes_back_and_the_run_ends(tmp_path: Path) -> None:
+    run, plan = "outlives", {"train": {"elements": ELEMENTS, "value": 1.0}, "cohort": {"min": 3}}
+    async with broker(tmp_path) as own, federation(own.credentials, tmp_path) as parties:
+        await parties.start({"rounds": 2, **plan}, run)
+        await parties.until(lambda: parties.round(run, 1).opened, "round 1 opens")
+        spools = [Spool(parties.state_of(name) / "spool" / f"{run}.1.0") for name in parties.workers]
+        await parties.until(lambda: any(map(_stored, spools)), "an upload is under way")
+        await asyncio.to_thread(own.kill)
+        await asyncio.to_thread(own.restart)
+        report = await parties.finished(run)
+        await check_once(parties, report, workers=3, total=2.0)
+        assert [r.lost for r in report.rounds] == [[], []]
+
+
+@pytest.mark.parametrize("service", [Planner, Aggregator])
+async def test_a_service_starts_while_the_broker_is_away(
+    tmp_path: Path, service: type[Planner] | type[Aggregator]
+) -> None:
+    identity = service.__name__.lower()
+    async with (
+        broker(tmp_path) as own,
+        federation(own.credentials, tmp_path, workers=(), planners=1, aggregators=1) as parties,
+    ):
+        await getattr(parties, identity).stop()
+        await parties.script("a", honest(ONES))
+        await asyncio.to_thread(own.kill)
+        bus = Bus(own.credentials(identity), identity)
+        connecting = asyncio.create_task(bus._open_with_backoff(refused_is_final=False))
+        serving = asyncio.create_task(service(bus).run())
+        await asyncio.to_thread(own.restart)
+        try:
+            await connecting
+            await parties.operator.wait_up()
+            await parties.finished(await parties.start({"cohort": {"min": 1}}, "late-start"))
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            await bus.close()
