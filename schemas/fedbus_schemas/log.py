@@ -127,7 +127,7 @@ class Voided(_Entry):
     kind: Literal["voided"] = "voided"
     worker: WorkerName
     node: NodeName = "0"
-    chunk: int
+    chunk: int | None = Field(None, description="which one reads differently; none: the manifest")
     reason: Reason
 
     @property

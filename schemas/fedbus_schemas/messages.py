@@ -105,6 +105,7 @@ class StartRun(Wire):
 
     plan: dict[str, Any]
     name: RunName | None = None
+    token: Token = Field(description="random: a repeated command starts no second run")
 
 
 class Started(Wire):
@@ -137,6 +138,7 @@ class RunRecord(Wire):
     plan: Plan
     plan_digest: Digest
     created_at: Seconds
+    token: Token = Field(description="of the command that started it")
     open_round: RoundNumber = 0
     open_seq: int = Field(1, ge=1, description="a restarted reader of FB_ROUNDS begins here")
     partitions: dict[WorkerName, int] = Field({}, description="part of the shipped data, in join order")

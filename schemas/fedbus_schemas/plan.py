@@ -32,6 +32,10 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 Params = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
+# A cohort is announced in one message of at most 2 MiB, about 60 bytes for each member.
+MOST_MEMBERS = 20_000
+
+
 class Named(Wire):
     """A plug-in by name, with its parameters: `fedavg`, or `{name: fedavg, ...}`."""
 
@@ -67,7 +71,7 @@ class Data(Wire):
     partition: Token = Field("iid", description="iid, dirichlet, shards or by-label")
     alpha: float = Field(1.0, gt=0, le=1e6, description="concentration of dirichlet; small is skewed")
     shards: int = Field(2, ge=1, le=1000, description="shards per part, for shards")
-    parts: int = Field(1, ge=1, le=100_000, description="how many parts the data is cut into")
+    parts: int = Field(1, ge=1, le=MOST_MEMBERS, description="how many parts the data is cut into")
 
 
 class Cohort(Wire):
@@ -75,7 +79,7 @@ class Cohort(Wire):
 
     select: Token = "uniform"
     fraction: float = Field(1.0, gt=0, le=1, description="share of eligible workers wanted in a round")
-    min: int = Field(1, ge=1, le=1_000_000, description="a round waits until so many workers are eligible")
+    min: int = Field(1, ge=1, le=MOST_MEMBERS, description="a round waits until so many workers are eligible")
     over_select: float = Field(1.0, ge=1, le=10, description="invite so many times more than wanted")
     require: dict[str, str] = Field({}, description="labels that a worker must carry")
 

@@ -14,13 +14,14 @@ from fedbus_schemas.base import Digest, Metrics, NodeName, RoundNumber, RunName,
 Group = Literal["lossy", "exact"]
 MAX_TENSORS = 100_000
 MAX_CHUNKS = 1_000_000
+MAX_ELEMENTS = 1 << 40
 
 
 class TensorSpec(Wire):
     """One named tensor's place in the flat vector."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=500)]
-    shape: tuple[Annotated[int, Field(ge=0)], ...] = Field(max_length=16)
+    shape: tuple[Annotated[int, Field(ge=0, le=MAX_ELEMENTS)], ...] = Field(max_length=16)
     dtype: Literal[
         "float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"
     ]
@@ -28,7 +29,7 @@ class TensorSpec(Wire):
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Number of elements. Shapes come from peers: this is an exact integer, however large."""
         size = 1
         for n in self.shape:
             size *= n

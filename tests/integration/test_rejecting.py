@@ -83,7 +83,7 @@ LIES: dict[str, tuple[Callable[[Update], Update], str, str]] = {
     "another-codec": (lambda u: u.saying(codec="bf16"), "wrong-codec", "coded bf16, the plan says dense"),
     "has-a-table": (table, "wrong-table", "no base model"),
     "too-large": (lambda u: u.saying(size_bytes=2_000_001), "too-large", "weighs 2.0 MB, allowed 2 MB"),
-    "lies-of-size": (lambda u: u.saying(size_bytes=1_100_000), "codec-error", "weigh more than the 1100000"),
+    "lies-of-size": (lambda u: u.saying(size_bytes=1_100_000), "wrong-size", "weigh more than the 1100000"),
     "two-bodies": (lambda u: u.saying(body=u.chunks[0]), "wrong-shape", "carries a body"),
     "no-manifest": (lambda u: replace(u, packed=b"\xc1 not msgpack"), "bad-manifest", "manifest refused"),
     "half-a-manifest": (lambda u: replace(u, packed=u.manifest.pack()[:-9]), "bad-manifest", "manifest"),

@@ -122,9 +122,14 @@ JSON: dict[str, Wire] = {
     "inbox": InboxNotices(notices=[Notice(run="r", round=1, attempt="a", code="late", reason="too late")]),
     "beat": beat("w1", labels={"gpu": "yes"}, leaving=True),
     "progress": progress("w1", 3, failed="out of memory"),
-    "start-run": StartRun(plan={"task": "digits", "close": {"target": 1.0}}, name="mine"),
+    "start-run": StartRun(plan={"task": "digits", "close": {"target": 1.0}}, name="mine", token="t0"),
     "run-record": RunRecord(
-        name="run-0001", plan=FULL, plan_digest=FULL.digest(), created_at=NOW, partitions={"w1": 0}
+        token="t0",
+        name="run-0001",
+        plan=FULL,
+        plan_digest=FULL.digest(),
+        created_at=NOW,
+        partitions={"w1": 0},
     ),
     "report-round": ROUND,
     "report-run": RunReport(run="run-0001", state="finished", rounds=[ROUND], model=digest("model")),

@@ -110,7 +110,9 @@ def plan(**sections: Any) -> Plan:
 
 
 def record(plan_: Plan, **changes: Any) -> RunRecord:
-    return RunRecord(name="run-1", plan=plan_, plan_digest=plan_.digest(), created_at=NOW, **changes)
+    return RunRecord(
+        name="run-1", plan=plan_, plan_digest=plan_.digest(), created_at=NOW, token="t0", **changes
+    )
 
 
 def beat(worker: str, *, leaving: bool = False, labels: dict[str, str] | None = None) -> Beat:

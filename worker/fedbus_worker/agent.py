@@ -15,9 +15,9 @@ import platform
 from pathlib import Path
 
 from fedbus.base.clock import Clock, SystemClock, random_token
-from fedbus.base.errors import BusError, BusUnavailable, FedbusError, NotAcked
+from fedbus.base.errors import BusError, BusUnavailable, FedbusError, NotAcked, StreamMissing
 from fedbus.bus import Bus, Message
-from fedbus.bus.store import get_last
+from fedbus.bus.store import get, get_last
 from fedbus.codec import codecs
 from fedbus.rounds.roster import BEAT_S
 from fedbus.runtime.child import Trainer
@@ -78,6 +78,7 @@ class Agent:
         self._ended: set[RoundRef] = set()  # given up or refused: not tried again
         self._current: tuple[Assignment, asyncio.Task[None]] | None = None
         self._progress: Progress | None = None
+        self._read = False  # what is open was read at least once
         self._wake = asyncio.Event()
         self._news = asyncio.Event()
 
@@ -120,29 +121,34 @@ class Agent:
             return
         for notice in inbox.notices:
             ref = RoundRef(notice.run, notice.round)
-            if ref not in self._ended and not self._announced.is_over(ref):
+            # An inbox also tells of earlier rounds, and of attempts that another process of our name made.
+            if ref not in self._ended and self._work.has_attempt(ref, notice.attempt):
                 about = {"run": ref.run, "round": ref.number, "code": notice.code}
                 log.warning("our update was refused: %s", notice.reason, extra=about)
-            self._ended.add(ref)
-        self._wake.set()
+                self._ended.add(ref)
+                self._wake.set()
 
     async def _read_open(self) -> None:
-        """Read what is open: after a connect, and at each beat, in case a message was lost."""
+        """Read what is open and our inbox: after a connect, and at each beat, in case a message was lost."""
         for message in await get_last(self._bus, subjects.ANNOUNCE, [subjects.ALL_ANNOUNCEMENTS]):
             self._hear(message)
+        with contextlib.suppress(StreamMissing):
+            self._hear_inbox(await get(self._bus, subjects.INBOX, subjects.inbox(self.name)))
+        self._read = True
+        self._wake.set()
 
     # What is done
 
     async def _follow(self) -> None:
         """Stop what is over, start what is open."""
-        for key in self._work.spooled():
-            run, number, _ = key.rsplit(".", 2)
-            ref = RoundRef(run, int(number))
-            if self._announced.is_over(ref):
+        for key, ref in self._work.spooled().items():
+            # A closed round's announcement goes after a day: a run that nobody announces is over too.
+            gone = self._read and not self._announced.knows(ref.run)
+            if gone or self._announced.is_over(ref):
                 if self._current and self._current[0].ref == ref:
                     await self._stop_current()
                 self._say_outcome(ref)
-                self._work.forget(key)
+                await asyncio.to_thread(self._work.forget, key)
         if self._current and self._announced.is_over(self._current[0].ref):
             await self._stop_current()
         if self._current is None:
@@ -240,11 +246,16 @@ class Agent:
     async def _beat_on(self) -> None:
         """Beat, repeat the last progress, and read what is open, for as long as the worker lives."""
         while True:
-            with contextlib.suppress(BusError):
+            try:
                 await self._send(subjects.beat(self.name), self._beat())
                 # Core messages may be lost; above all a failure must be heard.
                 await self._send_progress()
                 await self._read_open()
+            except (BusUnavailable, NotAcked):
+                pass  # the next beat
+            except Exception:
+                # Whatever it is, a worker that stops beating without a word would be worse.
+                log.exception("a beat failed")
             await asyncio.sleep(BEAT_S)
             await self._bus.wait_up()
 

@@ -82,6 +82,10 @@ class Announced:
         ]
         return sorted(found, key=lambda a: a.announcement.opened_at)
 
+    def knows(self, run: str) -> bool:
+        """Whether anything of this run is announced."""
+        return run in self._last
+
     def is_over(self, ref: RoundRef) -> bool:
         """Whether a round is known to take no more updates."""
         last = self._last.get(ref.run)

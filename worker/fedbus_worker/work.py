@@ -20,6 +20,7 @@ from fedbus.codec.grid import Grid
 from fedbus.runtime.child import Trainer
 from fedbus.tasks.task import Trained
 from fedbus_schemas import subjects
+from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.messages import Phase
 from fedbus_schemas.update import TensorSpec, UpdateManifest
 
@@ -44,6 +45,8 @@ class Work:
         self._labels = labels
         self._models.mkdir(parents=True, exist_ok=True)
         self._spools.mkdir(parents=True, exist_ok=True)
+        for broken_off in self._models.glob("*.part"):
+            broken_off.unlink()
 
     def is_sent(self, assignment: Assignment) -> bool:
         """Whether the manifest of this assignment was acknowledged."""
@@ -52,9 +55,21 @@ class Work:
         update = Spool(self._spools / assignment.key).load()
         return update is not None and update.sent
 
-    def spooled(self) -> list[str]:
-        """Keys of assignments that have files."""
-        return sorted(path.name for path in self._spools.iterdir())
+    def spooled(self) -> dict[str, RoundRef]:
+        """Assignments that have files: keys and rounds. A stray file is none."""
+        found: dict[str, RoundRef] = {}
+        for path in sorted(self._spools.iterdir()):
+            run, _, rest = path.name.partition(".")
+            number, _, node = rest.partition(".")
+            if number.isascii() and number.isdigit() and node:
+                found[path.name] = RoundRef(run, int(number))
+        return found
+
+    def has_attempt(self, ref: RoundRef, attempt: str | None) -> bool:
+        """Whether an attempt at a round is the one that is spooled here."""
+        keys = [key for key, spooled in self.spooled().items() if spooled == ref]
+        updates = [Spool(self._spools / key).load() for key in keys]
+        return any(update is not None and update.manifest.attempt == attempt for update in updates)
 
     def forget(self, key: str) -> None:
         """Delete an assignment's files."""
@@ -73,7 +88,7 @@ class Work:
             table, trained = await self._train(assignment, spool, report)
             update = await asyncio.to_thread(self._encode, assignment, spool, table, trained, report)
         await self._upload(spool, update, report)
-        spool.save(update.model_copy(update={"sent": True}))
+        await asyncio.to_thread(spool.save, update.model_copy(update={"sent": True}))
         return update
 
     async def _train(
@@ -109,7 +124,8 @@ class Work:
             part = path.with_suffix(".part")
             vector = np.memmap(part, np.float32, "w+", shape=(Grid.of(manifest.table).size,))
             await load_model(self._bus, manifest, vector, progress)
-            vector.flush()
+            # In a thread: a slow disk must not keep the worker from beating.
+            await asyncio.to_thread(vector.flush)
             part.replace(path)
         os.utime(path)
         kept = sorted(self._models.glob("*.f32"), key=lambda p: p.stat().st_mtime)

@@ -10,7 +10,8 @@ from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.messages import AskWaiting, RunRecord, Started, StartRun, Waiting
 from fedbus_schemas.report import RoundReport, RunReport, RunSummary
 
-from fedbus.base.errors import BusError, BusUnavailable, UnknownRun
+from fedbus.base.clock import random_token
+from fedbus.base.errors import BusError, BusUnavailable, NotAcked, UnknownRun
 from fedbus.bus import Bus, Credentials
 from fedbus.bus.log import RoundLog, read_round
 from fedbus.bus.micro import ask
@@ -55,13 +56,14 @@ class Federation:
             PlanRefused, UnknownName: the planner refuses the plan, and says why.
             BusUnavailable: no planner answers.
         """
+        command = StartRun(plan=plan, name=name, token=random_token())
         loop = asyncio.get_running_loop()
         patience = loop.time() + PLANNER_WAIT_S
         while True:
             try:
-                return (await ask(self._bus, "planner", "start", StartRun(plan=plan, name=name), Started)).run
-            except BusUnavailable:
-                # It may be starting, or starting again. Nobody heard the command, so it can be repeated.
+                return (await ask(self._bus, "planner", "start", command, Started)).run
+            except (BusUnavailable, NotAcked):
+                # The planner may be starting again. If it heard us, it knows the command by its token.
                 if loop.time() > patience:
                     raise
             await asyncio.sleep(0.1)

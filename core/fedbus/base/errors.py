@@ -3,12 +3,11 @@
     FedbusError                   code, retryable, exit_code, hint
       ConfigError             10  a setting or an argument is missing or wrong
       ContractError           20  a message breaks its schema
-        LocalContractError        we built it: a bug here
         RemoteContractError       a peer sent it: refuse, name the peer
       RoundError              30  PlanRefused, UnknownName, UnknownRun, RunAborted
       CodecError              40  ChunkRefused, DigestMismatch
       BusError                50  BusUnavailable, AuthRefused, NotAcked, StreamFull, StreamMissing,
-                                  PayloadTooLarge, AlreadyStored, ServerTooOld
+                                  PayloadTooLarge, ServerTooOld
       TaskError               70  TaskMissing, TaskFailed, ChildDied: the user's training code, not ours
 
 The docstring is the default message. `retryable` says whether the same call may succeed later.
@@ -58,10 +57,6 @@ class ContractError(FedbusError):
     """A message breaks its schema."""
 
     exit_code = 20
-
-
-class LocalContractError(ContractError):
-    """We built a message that breaks its schema."""
 
 
 class RemoteContractError(ContractError):
@@ -138,10 +133,6 @@ class StreamMissing(BusError):
 
 class PayloadTooLarge(BusError):
     """A message and its headers exceed the broker's max_payload."""
-
-
-class AlreadyStored(BusError):
-    """The subject is write-once and holds other bytes."""
 
 
 class ServerTooOld(BusError):

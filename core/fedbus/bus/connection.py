@@ -13,11 +13,13 @@ import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as LiveSubscription
 
 from fedbus.base.errors import AuthRefused, BusError, BusUnavailable, NotAcked, PayloadTooLarge
 from fedbus.bus.credentials import Credentials
@@ -33,9 +35,17 @@ BACKOFF_S = (0.05, 2.0)  # first and longest pause between tries, before jitter
 # What the broker counts against max_payload besides the payload: our headers take under 300 bytes.
 HEADER_ROOM = 4096
 
-
 Callback = Callable[[Message], None]
 Hook = Callable[[], Awaitable[None]]
+
+
+@dataclass(eq=False, slots=True)
+class Subscription:
+    """A wish to hear a subject, and its present form on the live connection."""
+
+    subject: str
+    callback: Callback
+    live: LiveSubscription | None = None
 
 
 class Bus:
@@ -50,7 +60,7 @@ class Bus:
         self._inbox = ""
         self._reopening: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()  # what ends with the present connection
-        self._subscriptions: dict[str, Callback] = {}
+        self._subscriptions: list[Subscription] = []
         self._hooks: list[Hook] = []
         self._replies = Replies()
         self.last_error: str | None = None
@@ -126,7 +136,7 @@ class Bus:
             await link.close()
         self._replies.fail("the connection was closed")
 
-    async def subscribe(self, subject: str, callback: Callback) -> None:
+    async def subscribe(self, subject: str, callback: Callback) -> Subscription:
         """Call a plain function for each message, now and after every reconnect.
 
         What the connection loses is lost: a message is only a hint to read. Where there is no
@@ -135,15 +145,26 @@ class Bus:
         Raises:
             AuthRefused: the broker refuses this subject to us.
         """
-        self._subscriptions[subject] = callback
+        subscription = Subscription(subject, callback)
+        self._subscriptions.append(subscription)
         with self._replies.expect(subject) as (_, refusal):
             with contextlib.suppress(BusUnavailable):
-                await self._subscribe(self.client, subject, callback)
+                await self._subscribe(self.client, subscription)
                 await self.flush()
             # A refusal comes before the answer to the flush.
             if refusal.done() and isinstance(error := refusal.exception(), AuthRefused):
-                del self._subscriptions[subject]
+                self._subscriptions.remove(subscription)
                 raise error
+        return subscription
+
+    async def unsubscribe(self, subscription: Subscription) -> None:
+        """End a subscription; it is not renewed any more."""
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+        if subscription.live is not None:
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await subscription.live.unsubscribe()
+            subscription.live = None
 
     async def on_up(self, hook: Hook) -> None:
         """Run a coroutine now and after every reconnect, once subscriptions are renewed.
@@ -156,6 +177,10 @@ class Bus:
         except (BusUnavailable, NotAcked):
             if self._link is not None:
                 self._start(self._renew(self._link, [hook]))
+
+    def off_up(self, hook: Hook) -> None:
+        """Forget a hook."""
+        self._hooks.remove(hook)
 
     async def flush(self) -> None:
         """Return when the broker has processed what was sent.
@@ -298,9 +323,9 @@ class Bus:
         inbox = f"{self.credentials.inbox_prefix}.r.{random.getrandbits(64):016x}"
         try:
             await link.open()
-            await self._subscribe(link.client, f"{inbox}.*", self._replies.take)
-            for subject, callback in list(self._subscriptions.items()):
-                await self._subscribe(link.client, subject, callback)
+            await self._subscribe(link.client, Subscription(f"{inbox}.*", self._replies.take))
+            for subscription in list(self._subscriptions):
+                await self._subscribe(link.client, subscription)
             if not link.client.is_connected:
                 raise BusUnavailable(f"{self.credentials.url} closed the connection")
         except BaseException:
@@ -328,16 +353,20 @@ class Bus:
                     break
 
     @staticmethod
-    async def _subscribe(nc: Client, subject: str, callback: Callback) -> None:
+    async def _subscribe(nc: Client, subscription: Subscription) -> None:
+        subject = subscription.subject
+
         async def deliver(msg: Msg) -> None:
             try:
-                callback(Message(msg.subject, msg.data, msg.headers or {}, msg.reply))
+                subscription.callback(Message(msg.subject, msg.data, msg.headers or {}, msg.reply))
             except Exception:
                 log.exception("a subscriber failed", extra={"action": "deliver", "subject": msg.subject})
 
         # No client-side limit: nats-py would drop messages over it and tell only its error callback.
         try:
-            await nc.subscribe(subject, cb=deliver, pending_msgs_limit=0, pending_bytes_limit=0)
+            subscription.live = await nc.subscribe(
+                subject, cb=deliver, pending_msgs_limit=0, pending_bytes_limit=0
+            )
         except nats.errors.Error as error:
             raise BusUnavailable(f"could not subscribe to {subject}: {error}") from error
 
@@ -365,8 +394,6 @@ class Bus:
             await before.close()
             await self._open_with_backoff(refused_is_final=False)
             log.info("connected to %s again", self.credentials.url, extra={"action": "reconnect"})
-        except asyncio.CancelledError:
-            raise
         except Exception:
             log.exception("could not reconnect", extra={"action": "reconnect"})
             raise

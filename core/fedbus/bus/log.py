@@ -19,7 +19,7 @@ from fedbus_schemas.log import Entry, encode_entry
 from fedbus_schemas.subjects import Service
 
 from fedbus.base.errors import BusError, BusUnavailable, NotAcked
-from fedbus.bus.connection import Bus, Message
+from fedbus.bus.connection import Bus, Message, Subscription
 from fedbus.bus.store import WRONG_LAST, JetStreamError, last_seq, leader_get, persist, put
 from fedbus.rounds.arrivals import Arrivals
 from fedbus.rounds.fold import Round
@@ -46,20 +46,24 @@ class RoundLog:
         self._arrivals: Arrivals[Stored] = Arrivals(0)
         self._stale = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._hearing: Subscription | None = None
         self._forgotten: dict[str, int] = {}
         self.rounds: dict[RoundRef, Round] = {}
 
     async def start(self, from_seq: int) -> None:
         """Begin at a sequence: everything stored from there on has been folded when this returns."""
         self._arrivals = Arrivals(from_seq - 1)
-        await self._bus.subscribe(subjects.LOG_COPIES, self._copy)
+        self._hearing = await self._bus.subscribe(subjects.LOG_COPIES, self._copy)
         await self._catch_up()
-        self._task = asyncio.create_task(self._resync())
         await self._bus.on_up(self._reconnected)
+        self._task = asyncio.create_task(self._resync())
 
     async def close(self) -> None:
         """Stop following."""
+        if self._hearing:
+            await self._bus.unsubscribe(self._hearing)
         if self._task:
+            self._bus.off_up(self._reconnected)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
@@ -107,12 +111,13 @@ class RoundLog:
     async def _read_round(self, ref: RoundRef) -> None:
         """Fold what the leader has of one round beyond what we know."""
         pattern = subjects.log_of(ref.run, ref.number)
+        after = self.rounds[ref].last_seq if ref in self.rounds else 0
         while True:
-            after = self.rounds[ref].last_seq if ref in self.rounds else 0
             found = await leader_get(self._bus, subjects.ROUNDS, {"seq": after + 1, "next_by_subj": pattern})
             if found is None:
                 return
             stored = Stored(*found)
+            after = stored.seq
             self._fold(self._arrivals.ahead(stored.seq, stored) or [stored])
 
     def _copy(self, message: Message) -> None:
@@ -135,6 +140,9 @@ class RoundLog:
             except BusError as error:
                 log.debug("resync put off: %s", error, extra={"action": "resync"})
                 await self._bus.wait_up()
+            except Exception:
+                # Whatever it is, a service that stops following without a word would be worse.
+                log.exception("resync failed", extra={"action": "resync"})
 
     async def _catch_up(self) -> None:
         last = await persist(self._bus, lambda: last_seq(self._bus, subjects.ROUNDS))

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
 
-import numpy as np
 from fedbus_schemas import subjects
 from fedbus_schemas.update import ModelManifest
 
@@ -39,21 +38,21 @@ async def read_manifest(bus: Bus, digest: str) -> ModelManifest:
 
 
 async def read_spans(
-    bus: Bus, manifest: ModelManifest, scratch: Vector
+    bus: Bus, manifest: ModelManifest, place: Callable[[Span], Vector]
 ) -> AsyncIterator[tuple[Span, Vector]]:
-    """A model's spans one after the other, each decoded into the same scratch.
+    """A model's spans one after the other.
 
     Args:
         bus: the connection.
         manifest: of the model.
-        scratch: float32, at least one chunk long; each yielded vector is a view of it.
+        place: where to decode a span: a float32 vector of its length.
     """
     framing = Framing(manifest.codec)
     names = [subjects.model_chunk(digest) for digest in manifest.chunks]
     spans = Grid.of(manifest.table).spans
     chunks = get_all(bus, subjects.MODELS, names)
     for span, digest in zip(spans, manifest.chunks, strict=True):
-        out = scratch[: span.count]
+        out = place(span)
         await asyncio.to_thread(framing.decode, await anext(chunks), digest, span, out)
         yield span, out
     await chunks.aclose()
@@ -63,8 +62,6 @@ async def load_model(
     bus: Bus, manifest: ModelManifest, out: Vector, on_progress: Callable[[float], None] | None = None
 ) -> None:
     """Download a model into a flat float32 vector of its grid's size."""
-    scratch = np.empty(max(span.count for span in Grid.of(manifest.table).spans), np.float32)
-    async for span, values in read_spans(bus, manifest, scratch):
-        out[span.offset : span.end] = values
+    async for span, _ in read_spans(bus, manifest, lambda span: out[span.offset : span.end]):
         if on_progress:
             on_progress(span.end / out.size)

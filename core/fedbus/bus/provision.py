@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 OLDEST_SERVER = (2, 12)
 NEEDS = "republish of stored entries, per-message TTL, batched direct gets and asynchronous persistence"
-ANNOUNCEMENT_TTL_S = 7 * 86400
+ANNOUNCEMENT_TTL_S = 31 * 86400  # above the longest deadline of a plan
 # Shares of the account's storage. They sum to less than one: the broker must say "full" before the disk does.
 SHARES = {
     subjects.UPDATES: 0.55,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from fedbus.base.errors import BusError, BusUnavailable, NotAcked, StreamFull, S
 from fedbus.bus.connection import Bus, Message
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_OVER = "Nats-Expected-Last-Subject-Sequence-Subject"
@@ -95,7 +97,13 @@ async def persist(bus: Bus, attempt: Callable[[], Awaitable[T]], *, until_s: flo
 
 
 async def put(
-    bus: Bus, subject: str, data: bytes, *, expected: int | None = None, over: str | None = None
+    bus: Bus,
+    subject: str,
+    data: bytes,
+    *,
+    expected: int | None = None,
+    over: str | None = None,
+    ttl_s: int | None = None,
 ) -> int:
     """Store a message; return its sequence.
 
@@ -105,6 +113,7 @@ async def put(
         data: what.
         expected: last sequence that the subject must have; 0: none yet.
         over: take `expected` over this subject filter instead.
+        ttl_s: whole seconds after which the broker deletes it, where its stream allows that.
 
     Raises:
         JetStreamError: with `err_code` WRONG_LAST, the expectation failed.
@@ -116,6 +125,8 @@ async def put(
         headers[EXPECTED] = str(expected)
     if over is not None:
         headers[EXPECTED_OVER] = over
+    if ttl_s is not None:
+        headers["Nats-TTL"] = f"{ttl_s}s"
     reply = await bus.request(subject, data, headers=headers, timeout_s=ACK_TIMEOUT_S)
     return int(parse_answer(reply.data)["seq"])
 
@@ -134,7 +145,7 @@ class Publisher:
         self.window = window_bytes
         self._flying = 0
         self._room = asyncio.Condition()
-        self.full: str | None = None  # why we wait, for progress reports
+        self.full: str | None = None  # why we wait
 
     async def put_all(
         self,
@@ -187,6 +198,8 @@ class Publisher:
                 self.full = None
                 return
             except StreamFull as error:
+                if self.full is None:
+                    log.warning("waiting for room: %s", error.message, extra={"action": "full"})
                 self.full = error.message
                 await asyncio.sleep(FULL_PAUSE_S * random.uniform(0.5, 1.0))
             except JetStreamError as error:

@@ -9,11 +9,11 @@ bounded.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
 
-from fedbus_schemas.plan import Plan
+from fedbus_schemas.plan import MOST_MEMBERS, Plan
 
 from fedbus.rounds.fold import Round, Seat
 
@@ -64,8 +64,8 @@ def resolve(share_or_count: int | float, cohort: int) -> int:
 def seats(plan: Plan, eligible: int) -> tuple[int, int]:
     """How many updates a round wants and how many workers it invites."""
     wanted = max(plan.cohort.min, _times(plan.cohort.fraction, eligible))
-    wanted = min(wanted, eligible)
-    return wanted, min(eligible, _times(plan.cohort.over_select, wanted))
+    wanted = min(wanted, eligible, MOST_MEMBERS)
+    return wanted, min(eligible, MOST_MEMBERS, _times(plan.cohort.over_select, wanted))
 
 
 def _times(share: float, count: int) -> int:
@@ -106,6 +106,9 @@ def rule(round_: Round, now: float, manifests: Collection[Attempt] | None) -> Ru
         return Hold(
             "aggregator-behind", f"updates of {_names(unjudged)} are stored and not judged yet", grace_ends
         )
+    if unjudged:
+        told = f"{ending.reason}; updates of {_names(unjudged)} are stored, and no aggregator judged them"
+        return replace(ending, reason=told)
     return ending
 
 

@@ -20,6 +20,7 @@ class Refusal:
 
     code: str
     reason: str
+    chunk: int | None = None
 
 
 def judge_attempt(attempt: Attempt, round_: Round) -> Refusal | None:
@@ -101,7 +102,7 @@ def _judge_table(table: list[TensorSpec], plan: Plan) -> Refusal | None:
     if size == 0:
         return Refusal("wrong-table", "the model has no element")
     if 4 * size > plan.max_update_bytes:
-        return Refusal(
-            "too-large", f"the model has {4 * size / 1e6:.1f} MB, allowed {plan.limits.mb_per_worker:g} MB"
-        )
+        # Integers: a hostile size can be too large for a float.
+        megabytes = min(4 * size // 10**6, 10**15)
+        return Refusal("too-large", f"the model has {megabytes} MB, allowed {plan.limits.mb_per_worker:g} MB")
     return None

@@ -76,6 +76,11 @@ class Round:
         return self.aborted is not None or self.finished is not None
 
     @property
+    def quorum(self) -> int:
+        """Fewest updates that make a model."""
+        return self.opened.quorum if self.opened else 1
+
+    @property
     def members(self) -> list[Member]:
         """The cohort's seats."""
         return self.opened.members if self.opened else []

@@ -102,12 +102,14 @@ class Following:
         announced: the last announcement that this planner published.
         manifests: the listing at the cut-off, by round.
         notified: rejections that this planner told the worker about.
+        purged: the highest round whose updates this planner removed.
     """
 
     adopted_at: float
     announced: tuple[int, str] | None = None
     manifests: dict[int, Collection[Attempt]] = field(default_factory=dict)
     notified: set[tuple[int, str]] = field(default_factory=set)
+    purged: int = -1
 
 
 def next_step(
@@ -160,8 +162,9 @@ def next_step(
                 step = _open(record, number + 1, (made.model, made.bytes), roster, select, now)
             # The next round's announcement ends this one too; where it must wait, nobody may work on in vain.
             return (_announced(following, number, "closed") or step) if isinstance(step, Wait) else step
-        case "closing" if not round_.counted:
-            return Append(number, Aborted(at=now, code="voided", reason="no accepted update is left to fold"))
+        case "closing" if len(round_.counted) < round_.quorum:
+            left = f"{len(round_.counted)} accepted updates are left to fold, quorum {round_.quorum}"
+            return Append(number, Aborted(at=now, code="voided", reason=left))
         case "closing":
             return _announced(following, number, "closed") or Wait(
                 "aggregating", "the aggregator folds the round", now + 5.0
@@ -285,35 +288,8 @@ def announcement(record: RunRecord, number: int, round_: Round, ended: Mapping[i
     )
 
 
-def lacks_room(plan: Plan, members: int, model_bytes: int, free_bytes: int, now: float) -> Wait | None:
-    """A wait, with its reason, where the round's updates may not fit into the broker's storage.
-
-    Args:
-        plan: for its bound on an update.
-        members: how many updates may come.
-        model_bytes: the model as raw float32: no codec makes an update larger than a little more than this.
-        free_bytes: what FB_UPDATES can still take.
-        now: seconds since 1970.
-    """
-    needed = members * min(plan.max_update_bytes, int(model_bytes * 1.01) + (1 << 16))
-    if needed <= free_bytes:
-        return None
-    reason = (
-        f"the round's updates may need {needed / 1e6:.0f} MB, the broker has {free_bytes / 1e6:.0f} MB free"
-    )
-    return Wait("storage", reason, now + BEAT_S)
-
-
 def _in_the_model(round_: Round) -> list[str]:
     return [] if round_.aborted else [update.worker for update in round_.counted]
-
-
-def obsolete_round(plan: Plan, number: int) -> int | None:
-    """The round whose updates need not be kept once round `number` is open, by the plan's `retain`."""
-    if plan.retain == "all":
-        return None
-    old = number - 1 - plan.retain.rounds
-    return old if old >= 0 else None
 
 
 def derive_seed(plan: Plan, *parts: object) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from math import isfinite
 
 from fedbus_schemas.log import AcceptedUpdate
 from fedbus_schemas.messages import RunRecord
@@ -129,4 +130,6 @@ def _metrics(round_: Round) -> dict[str, float]:
 def _weighted(updates: list[AcceptedUpdate]) -> dict[str, float]:
     names = set.intersection(*(set(u.metrics) for u in updates)) if updates else set()
     total = sum(u.weight for u in updates)
-    return {name: sum(u.weight * u.metrics[name] for u in updates) / total for name in sorted(names)}
+    # Weights first: peers choose both factors, and their product may be too large for a float.
+    means = {name: sum(u.weight / total * u.metrics[name] for u in updates) for name in sorted(names)}
+    return {name: mean for name, mean in means.items() if isfinite(mean)}

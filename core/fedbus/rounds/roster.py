@@ -49,15 +49,17 @@ class Roster:
         """Whether everyone who is here has been heard."""
         return self._first_heard is not None and now - self._first_heard >= SETTLED_AFTER_S
 
-    def hear(self, beat: Beat, at: float) -> None:
-        """Note a beat."""
+    def hear(self, beat: Beat, at: float) -> bool:
+        """Note a beat; True when it says something new, or comes after a silence."""
         if self._first_heard is None:
             self._first_heard = at
         known = self.workers.get(beat.worker)
         if known is None:
             self.workers[beat.worker] = Presence(beat, at)
-        else:
-            known.beat, known.at = beat, at
+            return True
+        news = at - known.at > LOST_AFTER_S or _says(beat) != _says(known.beat)
+        known.beat, known.at = beat, at
+        return news
 
     def hear_progress(self, progress: Progress, at: float) -> None:
         """Note progress; it proves life as a beat does."""
@@ -116,3 +118,7 @@ class Roster:
             if have != wanted:
                 return "labels", f"labels do not match: {label} is {have or 'not set'}, wanted {wanted}"
         return None
+
+
+def _says(beat: Beat) -> dict[str, object]:
+    return beat.model_dump(exclude={"at"})

@@ -8,7 +8,7 @@ write-once subjects make the same bytes, so the sum is the same to the bit.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 import numpy as np
 from fedbus.bus import Bus
@@ -66,9 +66,7 @@ class Folding:
         assert round_.opened is not None
         self._base = await read_manifest(self._bus, round_.opened.base) if round_.opened.base else None
         self._table = self._base.table if self._base else None
-        self._folded = []
-        if self._table:
-            self._strategy.start(Grid.of(self._table).size)
+        await self._start_sum()
         self._round = ref
 
     def is_last(self, number: int, round_: Round) -> bool:
@@ -104,18 +102,22 @@ class Folding:
         keys = [update.key for update in counted]
         if self._folded != keys[: len(self._folded)]:
             # Another instance accepted in another order, or an update was voided: fold again.
-            self._folded = []
-            if self._table:
-                self._strategy.start(Grid.of(self._table).size)
+            await self._start_sum()
         for update in counted[len(self._folded) :]:
             read = self._read.pop(update.key, None) or await self._read_again(ref, update, round_)
             if self._table is None:
                 assert read.table is not None
                 self._table = read.table
-                self._strategy.start(Grid.of(read.table).size)
+                await self._start_sum()
             await asyncio.to_thread(self._add, read)
             self._reader.release(read.values)
             self._folded.append(update.key)
+
+    async def _start_sum(self) -> None:
+        self._folded = []
+        if self._table:
+            # In a thread: writing a new sum's pages takes a second for a GB.
+            await asyncio.to_thread(self._strategy.start, Grid.of(self._table).size)
 
     def discard(self, round_: Round) -> None:
         """Drop verified updates that the round will not accept any more."""
@@ -149,7 +151,11 @@ class Folding:
     ) -> AsyncGenerator[tuple[str, bytes]]:
         grid = Grid.of(table)
         scratch = np.zeros(min(CHUNK_ELEMENTS, grid.size), np.float32)
-        base = read_spans(self._bus, self._base, scratch) if self._base else _zeros(grid, scratch)
+
+        def place(span: Span) -> Vector:
+            return scratch[: span.count]
+
+        base = read_spans(self._bus, self._base, place) if self._base else _zeros(grid, place)
         framing = Framing(self._plan.codec.down.name, self._plan.codec.down.params)
         mean = np.empty_like(scratch)
         async for span, values in base:
@@ -192,6 +198,6 @@ def _attempt(update: AcceptedUpdate) -> Attempt:
     return update.worker, update.node, update.attempt
 
 
-async def _zeros(grid: Grid, scratch: Vector) -> AsyncGenerator[tuple[Span, Vector]]:
+async def _zeros(grid: Grid, place: Callable[[Span], Vector]) -> AsyncGenerator[tuple[Span, Vector]]:
     for span in grid.spans:
-        yield span, scratch[: span.count]
+        yield span, place(span)

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from fedbus.base.errors import CodecError, StreamMissing, describe
@@ -13,7 +14,7 @@ from fedbus.bus import Bus
 from fedbus.bus.store import get, get_all
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing
-from fedbus.codec.grid import Grid
+from fedbus.codec.grid import Grid, Span
 from fedbus.rounds.close import Attempt
 from fedbus.rounds.collecting import Refusal, judge_attempt, judge_manifest
 from fedbus.rounds.fold import Round
@@ -24,7 +25,10 @@ from fedbus_schemas.plan import Plan
 from fedbus_schemas.update import TensorSpec, UpdateManifest
 from pydantic import ValidationError
 
+# Thousands of updates of this size still add up to a finite float32 sum.
 MOST_WEIGHTED = 1e32
+# Share of the free memory that one model may take: its sum and one scratch vector.
+MEMORY_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +74,12 @@ class UpdateReader:
         refusal = None if again else judge_attempt(attempt, round_)
         if refusal:
             return refusal
-        message = await get(
-            self._bus, subjects.UPDATES, subjects.update(ref.run, ref.number, *attempt, "manifest")
-        )
+        try:
+            message = await get(
+                self._bus, subjects.UPDATES, subjects.update(ref.run, ref.number, *attempt, "manifest")
+            )
+        except StreamMissing as error:
+            return Refusal(error.code, error.message)
         try:
             manifest = UpdateManifest.unpack(message.data)
         except ValidationError as error:
@@ -83,19 +90,18 @@ class UpdateReader:
         if refusal:
             return refusal
         grid = Grid.of(manifest.table or table or [])
+        if refusal := _lacks_memory(grid, len(self._free)):
+            return refusal
         values = self._scratch(grid.size)
         try:
-            size = await self._decode(ref, manifest, grid, values)
-        except (CodecError, StreamMissing) as error:
+            read = await self._decode(ref, manifest, grid, values)
+        except BaseException:
             self.release(values)
-            return Refusal(error.code, error.message[:500])
-        # Thousands of updates of this size still add up to a finite float32 sum.
-        peak = max(float(values.max()), -float(values.min())) * manifest.num_examples
-        if peak > MOST_WEIGHTED:
+            raise
+        if isinstance(read, Refusal):
             self.release(values)
-            return Refusal(
-                "out-of-range", f"value times examples reaches {peak:.1e}, allowed {MOST_WEIGHTED:.0e}"
-            )
+            return read
+        size = read
         entry = AcceptedUpdate(
             worker=manifest.worker,
             node=manifest.node,
@@ -108,23 +114,38 @@ class UpdateReader:
         )
         return ReadUpdate(entry, values, manifest.table)
 
-    async def _decode(self, ref: RoundRef, manifest: UpdateManifest, grid: Grid, values: Vector) -> int:
+    async def _decode(
+        self, ref: RoundRef, manifest: UpdateManifest, grid: Grid, values: Vector
+    ) -> int | Refusal:
+        """Decode every chunk into its place; returns what they weigh."""
         total = 0
         chunks = self._chunks(ref, manifest)
         try:
             for span, digest in zip(grid.spans, manifest.chunks, strict=True):
-                data = await anext(chunks)
-                total += len(data)
-                if total > manifest.size_bytes:
-                    raise CodecError(
-                        f"chunks weigh more than the {manifest.size_bytes} bytes that the manifest says"
-                    )
-                # In a thread: hashing and decoding release the GIL, so beats and the log are never held up.
-                out = values[span.offset : span.end]
-                await asyncio.to_thread(self._framing.decode, data, digest, span, out)
+                try:
+                    data = await anext(chunks)
+                    total += len(data)
+                    if total > manifest.size_bytes:
+                        said = (
+                            f"chunks weigh more than the {manifest.size_bytes} bytes that the manifest says"
+                        )
+                        return Refusal("wrong-size", said, span.index)
+                    out = values[span.offset : span.end]
+                    # In a thread: hashing and decoding release the GIL, so the log is never held up.
+                    peak = await asyncio.to_thread(self._decode_one, data, digest, span, out)
+                except (CodecError, StreamMissing) as error:
+                    return Refusal(error.code, f"chunk {span.index}: {error.message}"[:500], span.index)
+                if peak * manifest.num_examples > MOST_WEIGHTED:
+                    said = f"value times examples reaches {peak * manifest.num_examples:.1e}"
+                    return Refusal("out-of-range", f"{said}, allowed {MOST_WEIGHTED:.0e}", span.index)
         finally:
             await chunks.aclose()
         return total
+
+    def _decode_one(self, data: bytes, digest: str, span: Span, out: Vector) -> float:
+        """Decode a chunk; returns the largest magnitude in it."""
+        self._framing.decode(data, digest, span, out)
+        return max(float(out.max()), -float(out.min()))
 
     async def _chunks(self, ref: RoundRef, manifest: UpdateManifest) -> AsyncGenerator[bytes]:
         if manifest.body is not None:
@@ -142,3 +163,23 @@ class UpdateReader:
     def _scratch(self, size: int) -> Vector:
         self._free = [vector for vector in self._free if vector.size == size]
         return self._free.pop() if self._free else np.empty(size, np.float32)
+
+
+def _lacks_memory(grid: Grid, free_vectors: int) -> Refusal | None:
+    """A member that makes the first model chooses its size: it must fit before anything is allocated."""
+    available = available_memory()
+    if free_vectors or available is None or 2 * grid.bytes <= MEMORY_SHARE * available:
+        return None
+    needs, has = 2 * grid.bytes // 10**6, available // 10**6
+    return Refusal(
+        "too-large", f"a model of this size needs {needs} MB, the aggregator's host has {has} MB free"
+    )
+
+
+def available_memory() -> int | None:
+    """Bytes that this host can still give to processes; None where the system does not say (macOS)."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

@@ -10,13 +10,15 @@ import logging
 from contextlib import suppress
 
 from fedbus.base.clock import Clock, SystemClock
-from fedbus.base.errors import BusError
+from fedbus.base.errors import BusError, FedbusError
+from fedbus.base.setbacks import Setbacks
 from fedbus.bus import Bus, Message
 from fedbus.bus.log import RESYNC_S, RoundLog
 from fedbus.bus.runs import Runs
 from fedbus.bus.store import last_seq, list_subjects, persist
 from fedbus.rounds.close import Attempt
 from fedbus.rounds.collecting import Refusal
+from fedbus.rounds.fold import MOST_REJECTIONS
 from fedbus_schemas import subjects
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.log import Accepted, AcceptedUpdate, Aggregated, Entry, Rejected, Voided
@@ -37,6 +39,8 @@ class Aggregator:
         self._foldings: dict[str, Folding] = {}
         self._stored: dict[RoundRef, dict[Attempt, None]] = {}  # manifests seen, in order of arrival
         self._unlisted: set[RoundRef] = set()
+        self._listed_at = 0.0
+        self._setbacks: Setbacks[RoundRef] = Setbacks()
         self._wake = asyncio.Event()
 
     async def run(self) -> None:
@@ -46,21 +50,17 @@ class Aggregator:
             await self._bus.subscribe(subjects.MANIFEST_COPIES, self._manifest)
             await self._bus.on_up(self._list_anew)
             while True:
-                try:
-                    for ref in sorted(self._log.rounds):
-                        await self._serve(ref)
-                except BusError as error:
-                    log.warning(
-                        "the broker did not do it, trying again: %s", error, extra={"action": "retry"}
-                    )
-                    await self._bus.wait_up()
-                    self._wake.set()
+                now = self._clock.monotonic()
+                for ref in sorted(self._log.rounds):
+                    if self._setbacks.ready(ref, now):
+                        await self._try(ref)
+                until = self._setbacks.next_try(now + RESYNC_S)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(RESYNC_S):
+                    async with asyncio.timeout(max(0.01, until - self._clock.monotonic())):
                         await self._wake.wait()
-                if not self._wake.is_set():
-                    await self._list_anew()  # a copy may have been lost without a broken connection
                 self._wake.clear()
+                if self._clock.monotonic() > self._listed_at + RESYNC_S:
+                    await self._list_anew()  # a copy may have been lost without a broken connection
         finally:
             await self._log.close()
 
@@ -76,13 +76,34 @@ class Aggregator:
         _, _, run, number, worker, node, attempt = message.subject.split(".")
         # Workers choose these tokens. A round that is not served yet is listed when it is.
         ref = RoundRef(run, int(number)) if number.isascii() and number.isdigit() else None
-        if ref in self._stored:
-            self._stored[ref].setdefault((worker, node, attempt))
+        if ref in self._stored and self._note(ref, (worker, node, attempt)):
             self._wake.set()
 
+    def _note(self, ref: RoundRef, attempt: Attempt) -> bool:
+        """Remember a stored manifest; False when it is known, or its worker has stored too many."""
+        stored = self._stored[ref]
+        mine = sum(worker == attempt[0] for worker, _, _ in stored)
+        if attempt in stored or mine > MOST_REJECTIONS:
+            return False
+        stored[attempt] = None
+        return True
+
     async def _list_anew(self) -> None:
+        self._listed_at = self._clock.monotonic()
         self._unlisted = {ref for ref, round_ in self._log.rounds.items() if not round_.ended}
         self._wake.set()
+
+    async def _try(self, ref: RoundRef) -> None:
+        """Serve one round; what goes wrong with it is told once, tried again later, and stops no other."""
+        try:
+            await self._serve(ref)
+        except Exception as error:
+            if self._setbacks.note(ref, f"{type(error).__name__}: {error}", self._clock.monotonic()):
+                about = {"action": "retry", "run": ref.run, "round": ref.number}
+                known = isinstance(error, FedbusError)
+                log.warning("round put off: %s", error, extra=about, exc_info=None if known else error)
+        else:
+            self._setbacks.clear(ref)
 
     async def _serve(self, ref: RoundRef) -> None:
         """Bring one round as far as it can go now."""
@@ -95,11 +116,11 @@ class Aggregator:
         folding = await self._folding(ref)
         await folding.begin(ref, round_)
         if ref not in self._stored or ref in self._unlisted:
-            self._unlisted.discard(ref)
-            stored = self._stored.setdefault(ref, {})
+            self._stored.setdefault(ref, {})
             pattern = subjects.update(ref.run, ref.number, "*", "*", "*", "manifest")
             for subject in await list_subjects(self._bus, subjects.UPDATES, pattern):
-                stored.setdefault(subjects.parse_update(subject)[2:5])
+                self._note(ref, subjects.parse_update(subject)[2:5])
+            self._unlisted.discard(ref)
         await self._judge(ref, folding)
         if round_.closing:
             await self._finish(ref, folding)
@@ -109,7 +130,7 @@ class Aggregator:
         while pending := [a for a in self._stored[ref] if round_.wants_verdict(*a)][: folding.batch]:
             verified: list[AcceptedUpdate] = []
             for attempt in pending:
-                verdict = await folding.verify(ref, attempt, round_)
+                verdict = await self._verdict(ref, attempt, folding)
                 if isinstance(verdict, Refusal):
                     await self._reject(ref, attempt, verdict)
                 else:
@@ -120,6 +141,17 @@ class Aggregator:
                 await self._append(ref, Accepted(at=self._clock.now(), updates=fresh))
             folding.discard(round_)
             await self._add(ref, folding)
+
+    async def _verdict(self, ref: RoundRef, attempt: Attempt, folding: Folding) -> AcceptedUpdate | Refusal:
+        """Judge one update; whatever a worker managed to send, it is refused, and never stops the round."""
+        try:
+            return await folding.verify(ref, attempt, self._log.rounds[ref])
+        except BusError:
+            raise
+        except Exception as error:
+            about = {"action": "verify", "run": ref.run, "round": ref.number, "worker": attempt[0]}
+            log.exception("an update could not be read", extra=about)
+            return Refusal("unreadable", f"{type(error).__name__}: {error}"[:500])
 
     async def _add(self, ref: RoundRef, folding: Folding) -> None:
         try:
@@ -132,7 +164,11 @@ class Aggregator:
                 )
                 return  # `voided` belongs after the cut-off; it is met again there
             entry = Voided(
-                at=self._clock.now(), worker=update.worker, node=update.node, chunk=0, reason=reason
+                at=self._clock.now(),
+                worker=update.worker,
+                node=update.node,
+                chunk=error.refusal.chunk,
+                reason=reason,
             )
             await self._append(ref, entry)
             await self._add(ref, folding)
@@ -140,8 +176,8 @@ class Aggregator:
     async def _finish(self, ref: RoundRef, folding: Folding) -> None:
         await self._add(ref, folding)
         round_ = self._log.rounds[ref]
-        if not round_.counted or round_.aggregated:
-            return
+        if len(round_.counted) < round_.quorum or round_.aggregated:
+            return  # too few are left: the planner aborts the round
         digest, size = await folding.publish(ref)
         weight = sum(update.weight for update in round_.counted)
         await self._append(ref, Aggregated(at=self._clock.now(), model=digest, bytes=size, weight=weight))
@@ -173,7 +209,8 @@ class Aggregator:
 
     def _forget(self, ref: RoundRef) -> None:
         """Free what an ended round took; the sum stays for the run's next round."""
-        self._log.forget(ref.run, ref.number)
         folding = self._foldings.get(ref.run)
-        if folding is not None and folding.is_last(ref.number, self._log.rounds[ref]):
+        last = folding is not None and folding.is_last(ref.number, self._log.rounds[ref])
+        if last:
             del self._foldings[ref.run]
+        self._log.forget(ref.run, ref.number + 1 if last else ref.number)

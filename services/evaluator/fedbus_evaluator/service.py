@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from fedbus.base.clock import Clock, SystemClock
-from fedbus.base.errors import BusError, TaskError
+from fedbus.base.errors import CodecError, ConfigError, ContractError, FedbusError, TaskError
+from fedbus.base.setbacks import Setbacks
 from fedbus.bus import Bus
-from fedbus.bus.log import RoundLog, read_round
+from fedbus.bus.log import RESYNC_S, RoundLog, read_round
 from fedbus.bus.micro import serve
 from fedbus.bus.models import load_model, read_manifest
 from fedbus.bus.runs import Runs
@@ -45,6 +47,7 @@ class Evaluator:
         self._runs = Runs(bus)
         self._plans: dict[str, Plan] = {}
         self._log = RoundLog(bus, lambda _: self._wake.set())
+        self._setbacks: Setbacks[RoundRef] = Setbacks()
         self._wake = asyncio.Event()
 
     async def run(self) -> None:
@@ -57,7 +60,12 @@ class Evaluator:
                 await serve(self._bus, "evaluator", {})
                 while True:
                     await self._score_all(trainer, Path(scratch) / "model.f32")
-                    await self._wake.wait()
+                    pause = (
+                        self._setbacks.next_try(self._clock.monotonic() + RESYNC_S) - self._clock.monotonic()
+                    )
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(max(0.01, pause)):
+                            await self._wake.wait()
                     self._wake.clear()
             finally:
                 await self._log.close()
@@ -75,15 +83,17 @@ class Evaluator:
 
     async def _score_all(self, trainer: Trainer, path: Path) -> None:
         for ref in sorted(self._log.rounds):
-            round_ = self._log.rounds[ref]
-            if not wanting(await self._plan(ref.run), ref.number, round_):
+            if not self._setbacks.ready(ref, self._clock.monotonic()):
                 continue
             try:
-                await self._score(ref, trainer, path)
-            except BusError as error:
-                log.warning("the broker did not do it, trying again: %s", error, extra={"action": "retry"})
-                await self._bus.wait_up()
-                self._wake.set()
+                if wanting(await self._plan(ref.run), ref.number, self._log.rounds[ref]):
+                    await self._score(ref, trainer, path)
+                self._setbacks.clear(ref)
+            except Exception as error:
+                if self._setbacks.note(ref, f"{type(error).__name__}: {error}", self._clock.monotonic()):
+                    about = {"action": "retry", "run": ref.run, "round": ref.number}
+                    known = isinstance(error, FedbusError)
+                    log.warning("score put off: %s", error, extra=about, exc_info=None if known else error)
         self._forget()
 
     async def _score(self, ref: RoundRef, trainer: Trainer, path: Path) -> None:
@@ -91,16 +101,12 @@ class Evaluator:
         made = round_.aggregated
         assert made is not None
         plan = await self._plan(ref.run)
-        manifest = await read_manifest(self._bus, made.model)
-        vector = np.memmap(path, np.float32, "w+", shape=(Grid.of(manifest.table).size,))
-        await load_model(self._bus, manifest, vector)
-        vector.flush()
         failed: str | None = None
         try:
-            score = await trainer.evaluate(plan.task, plan.train, Site(held_out=True), manifest.table, path)
-        except TaskError as error:
+            score = await self._ask(trainer, plan, made.model, path)
+        except (TaskError, ConfigError, CodecError, ContractError, OSError) as error:
             # A hub need not have the task, nor data to score it on: the record says so, and the run goes on.
-            score, failed = Score(0, {}), error.message[:2000]
+            score, failed = Score(0, {}), str(error)[:2000]
         entry = Evaluated(
             at=self._clock.now(),
             model=made.model,
@@ -113,6 +119,13 @@ class Evaluator:
         said = failed or " ".join(f"{name}={value:.4f}" for name, value in score.metrics.items())
         about = {"action": "evaluated", "run": ref.run, "round": ref.number}
         log.log(logging.ERROR if failed else logging.INFO, "evaluated: %s", said, extra=about)
+
+    async def _ask(self, trainer: Trainer, plan: Plan, model: str, path: Path) -> Score:
+        manifest = await read_manifest(self._bus, model)
+        vector = np.memmap(path, np.float32, "w+", shape=(Grid.of(manifest.table).size,))
+        await load_model(self._bus, manifest, vector)
+        await asyncio.to_thread(vector.flush)
+        return await trainer.evaluate(plan.task, plan.train, Site(held_out=True), manifest.table, path)
 
     async def _plan(self, run: str) -> Plan:
         if run not in self._plans:

@@ -10,11 +10,15 @@ from pydantic import ValidationError
 
 # An inbox is a mailbox, not a history: the newest notices are enough.
 MOST_NOTICES = 20
+# Every worker reads all announcements at each beat: what is over must not pile up.
+CLOSED_TTL_S = 86400
 
 
 async def post_announcement(bus: Bus, announcement: Announcement) -> None:
-    """Make this the run's last announcement."""
-    await put(bus, subjects.announce(announcement.run), announcement.model_dump_json(by_alias=True).encode())
+    """Make this the run's last announcement. That of a closed round goes by itself after a day."""
+    data = announcement.model_dump_json(by_alias=True).encode()
+    ttl_s = CLOSED_TTL_S if announcement.state == "closed" else None
+    await put(bus, subjects.announce(announcement.run), data, ttl_s=ttl_s)
 
 
 async def post_notice(bus: Bus, worker: str, notice: Notice) -> None:

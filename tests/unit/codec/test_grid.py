@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from fedbus.codec.chunk import ALLOWANCE_BYTES, max_chunk_bytes
 from fedbus.codec.grid import CHUNK_ELEMENTS, Grid, order
-from fedbus_schemas.update import MAX_CHUNKS, Group, TensorSpec
+from fedbus_schemas.update import MAX_CHUNKS, MAX_ELEMENTS, Group, TensorSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,7 +86,7 @@ def test_a_table_without_elements_is_refused() -> None:
         Grid.of([TensorSpec(name="w", shape=(3, 0), dtype="float32")])
 
 
-@pytest.mark.parametrize("shape", [(MAX_CHUNKS * CHUNK_ELEMENTS + 1,), (2**63, 2**63)])
+@pytest.mark.parametrize("shape", [(MAX_CHUNKS * CHUNK_ELEMENTS + 1,), (MAX_ELEMENTS, MAX_ELEMENTS)])
 def test_a_table_that_claims_the_earth_is_refused_at_once(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="need more than 1000000 chunks"):
         Grid.of([TensorSpec(name="w", shape=shape, dtype="float32")])

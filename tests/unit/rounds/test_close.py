@@ -206,3 +206,11 @@ def test_an_abort_says_what_became_of_the_others() -> None:
     ruling = rule(fold(opened("w1", "w2", quorum=2), gone, refused), TIME, [])
     assert isinstance(ruling, Abort)
     assert "w1 lost: lrr: unknown key; w2 rejected: holds NaN" in ruling.reason
+
+
+def test_updates_that_nobody_judged_are_named() -> None:
+    """An absent aggregator must not look like absent workers."""
+    round_ = fold(opened("w1", "w2", quorum=1))
+    ruling = rule(round_, LATE + VERDICT_GRACE_S, [("w1", "0", "a"), ("w2", "0", "b")])
+    assert isinstance(ruling, Abort)
+    assert "updates of w1, w2 are stored, and no aggregator judged them" in ruling.reason

@@ -15,9 +15,7 @@ from fedbus.rounds.planning import (
     Wait,
     announcement,
     derive_seed,
-    lacks_room,
     next_step,
-    obsolete_round,
 )
 from fedbus.rounds.roster import BEAT_S, MOST_PROGRESS, SETTLED_AFTER_S, Roster
 from fedbus.selection.uniform import Uniform
@@ -297,20 +295,6 @@ def test_an_announcement_names_those_whose_update_is_in_the_model() -> None:
     assert closed.ended is not None
     assert (closed.state, closed.ended.round, closed.ended.accepted) == ("closed", 2, [])
     assert announcement(record(plan()), 1, now_open, {1: now_open}).ended is None
-
-
-def test_which_updates_need_not_be_kept() -> None:
-    assert [obsolete_round(plan(), n) for n in (1, 2, 3, 9)] == [None, None, 0, 6]
-    assert obsolete_round(plan(retain={"rounds": 0}), 1) == 0
-    assert obsolete_round(plan(retain="all"), 9) is None
-
-
-def test_a_round_that_may_not_fit_waits() -> None:
-    assert lacks_room(plan(), 4, 1_000_000, 5_000_000, NOW) is None
-    wait = lacks_room(plan(), 4, 1_000_000, 4_000_000, NOW)
-    assert wait is not None
-    assert wait.code == "storage"
-    assert lacks_room(plan(limits={"mb_per_worker": 0.5}), 4, 1_000_000, 2_000_000, NOW) is None
 
 
 def test_seeds_follow_from_the_plan_and_the_path() -> None:

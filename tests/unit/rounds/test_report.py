@@ -83,3 +83,12 @@ def test_round_zero_is_not_listed() -> None:
 def test_times_are_iso_in_utc() -> None:
     assert iso(0.0) == "1970-01-01T00:00:00.000Z"
     assert iso(NOW).endswith("Z")
+
+
+def test_metrics_too_large_for_a_float_are_left_out() -> None:
+    huge = update("w1").model_copy(update={"weight": 1e12, "metrics": {"loss": 1e308, "fine": 1.0}})
+    worse = update("w2").model_copy(update={"weight": 1e12, "metrics": {"loss": 1.7e308, "fine": 1.0}})
+    done = fold(opened("w1", "w2"), accepted(huge, worse), closing(), aggregated())
+    report = round_report(1, done)
+    assert report.metrics["train_fine"] == 1.0
+    assert type(report).model_validate_json(report.model_dump_json()) == report

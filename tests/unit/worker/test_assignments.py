@@ -39,18 +39,22 @@ def test_a_seat_in_an_open_round_is_an_assignment() -> None:
     assert assignment.ref == RoundRef("run-1", 3)
     assert assignment.key == "run-1.3.0"
     assert assignment.member.partition == 2
-    assert assignment.seed == derive_seed(PLAN, "run-1/3", "w1", "0")
+    assert assignment.seed == derive_seed(PLAN, 3, "part-2")
 
 
-def test_each_member_round_and_run_has_its_own_seed() -> None:
+def test_each_member_and_round_has_its_own_seed_and_another_run_repeats_it() -> None:
+    """The same plan trains the same way again; what differs must differ in the plan."""
     seeds = {
-        a.seed
-        for worker in ("w1", "w2")
-        for number in (1, 2)
+        run: {
+            a.seed
+            for worker in ("w1", "w2")
+            for number in (1, 2)
+            for a in _heard(_news(number, run=run), worker=worker).open()
+        }
         for run in ("run-1", "run-2")
-        for a in _heard(_news(number, run=run), worker=worker).open()
     }
-    assert len(seeds) == 8
+    assert len(seeds["run-1"]) == 4
+    assert seeds["run-1"] == seeds["run-2"]
 
 
 def test_others_rounds_are_not_ours() -> None:
