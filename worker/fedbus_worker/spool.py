@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from fedbus_schemas.base import Wire
@@ -79,15 +78,11 @@ class Spool:
             file.seek(index)
             file.write(b"\x01")
 
-    async def read(self, update: SpooledUpdate, indices: list[int]) -> AsyncGenerator[tuple[int, bytes]]:
-        """Chunks by index, read as they are asked for."""
-        starts = [0]
-        for size in update.sizes:
-            starts.append(starts[-1] + size)
+    def read(self, update: SpooledUpdate, index: int) -> bytes:
+        """One chunk."""
         with self.chunks.open("rb") as file:
-            for index in indices:
-                file.seek(starts[index])
-                yield index, file.read(update.sizes[index])
+            file.seek(sum(update.sizes[:index]))
+            return file.read(update.sizes[index])
 
     def remove(self) -> None:
         """Delete everything."""

@@ -203,8 +203,8 @@ class Work:
                 report("upload", done[0] / manifest.size_bytes)
 
             async def chunks() -> AsyncGenerator[tuple[str, bytes]]:
-                async for index, data in spool.read(update, missing):
-                    yield subjects.update(*seat, index), data
+                for index in missing:
+                    yield subjects.update(*seat, index), await asyncio.to_thread(spool.read, update, index)
 
             await publisher.put_all(chunks(), stored)
         await publisher.put(subjects.update(*seat, "manifest"), manifest.pack())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 from fedbus_schemas import subjects
 from fedbus_schemas.update import ModelManifest
@@ -39,7 +40,7 @@ async def read_manifest(bus: Bus, digest: str) -> ModelManifest:
 
 async def read_spans(
     bus: Bus, manifest: ModelManifest, place: Callable[[Span], Vector]
-) -> AsyncIterator[tuple[Span, Vector]]:
+) -> AsyncGenerator[tuple[Span, Vector]]:
     """A model's spans one after the other.
 
     Args:
@@ -50,18 +51,18 @@ async def read_spans(
     framing = Framing(manifest.codec)
     names = [subjects.model_chunk(digest) for digest in manifest.chunks]
     spans = Grid.of(manifest.table).spans
-    chunks = get_all(bus, subjects.MODELS, names)
-    for span, digest in zip(spans, manifest.chunks, strict=True):
-        out = place(span)
-        await asyncio.to_thread(framing.decode, await anext(chunks), digest, span, out)
-        yield span, out
-    await chunks.aclose()
+    async with aclosing(get_all(bus, subjects.MODELS, names)) as chunks:
+        for span, digest in zip(spans, manifest.chunks, strict=True):
+            out = place(span)
+            await asyncio.to_thread(framing.decode, await anext(chunks), digest, span, out)
+            yield span, out
 
 
 async def load_model(
     bus: Bus, manifest: ModelManifest, out: Vector, on_progress: Callable[[float], None] | None = None
 ) -> None:
     """Download a model into a flat float32 vector of its grid's size."""
-    async for span, _ in read_spans(bus, manifest, lambda span: out[span.offset : span.end]):
-        if on_progress:
-            on_progress(span.end / out.size)
+    async with aclosing(read_spans(bus, manifest, lambda span: out[span.offset : span.end])) as spans:
+        async for span, _ in spans:
+            if on_progress:
+                on_progress(span.end / out.size)

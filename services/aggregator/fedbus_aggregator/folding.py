@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 import numpy as np
 from fedbus.bus import Bus
@@ -131,7 +132,8 @@ class Folding:
         digests: list[str] = []
         sizes: list[int] = []
         publisher = Publisher(self._bus)
-        await publisher.put_all(self._model_chunks(self._table, digests, sizes))
+        async with aclosing(self._model_chunks(self._table, digests, sizes)) as chunks:
+            await publisher.put_all(chunks)
         manifest = ModelManifest(
             run=ref.run,
             round=ref.number,
@@ -158,11 +160,12 @@ class Folding:
         base = read_spans(self._bus, self._base, place) if self._base else _zeros(grid, place)
         framing = Framing(self._plan.codec.down.name, self._plan.codec.down.params)
         mean = np.empty_like(scratch)
-        async for span, values in base:
-            data, digest = await asyncio.to_thread(self._seal, span, values, mean[: span.count], framing)
-            digests.append(digest)
-            sizes.append(len(data))
-            yield subjects.model_chunk(digest), data
+        async with aclosing(base) as spans:
+            async for span, values in spans:
+                data, digest = await asyncio.to_thread(self._seal, span, values, mean[: span.count], framing)
+                digests.append(digest)
+                sizes.append(len(data))
+                yield subjects.model_chunk(digest), data
 
     def _seal(self, span: Span, values: Vector, mean: Vector, framing: Framing) -> tuple[bytes, str]:
         self._strategy.finish(span.offset, mean)

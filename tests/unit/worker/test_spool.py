@@ -30,8 +30,8 @@ def _spooled(folder: Path, chunks: list[bytes] | None = None, **changes: Any) ->
     return spool, update
 
 
-async def _read(spool: Spool, update: SpooledUpdate, indices: list[int]) -> dict[int, bytes]:
-    return {index: data async for index, data in spool.read(update, indices)}
+def _read(spool: Spool, update: SpooledUpdate, indices: list[int]) -> dict[int, bytes]:
+    return {index: spool.read(update, index) for index in indices}
 
 
 def test_before_encoding_is_done_there_is_nothing(tmp_path: Path) -> None:
@@ -60,12 +60,12 @@ async def test_a_resume_reads_the_same_bytes_and_only_those_without_an_acknowled
 ) -> None:
     spool, update = _spooled(tmp_path)
     assert spool.unsent(update) == [0, 1, 2]
-    assert await _read(spool, update, [0, 1, 2]) == dict(enumerate(CHUNKS))
+    assert _read(spool, update, [0, 1, 2]) == dict(enumerate(CHUNKS))
     spool.note_stored(2)
     spool.note_stored(0)
     again = Spool(spool.folder)
     assert again.unsent(update) == [1]
-    assert await _read(again, update, again.unsent(update)) == {1: CHUNKS[1]}
+    assert _read(again, update, again.unsent(update)) == {1: CHUNKS[1]}
     again.note_stored(1)
     again.note_stored(1)
     assert Spool(spool.folder).unsent(update) == []
