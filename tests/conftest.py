@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedbus.base.settings import VARIABLES
+from fedbus.base.settings import OTEL_VARIABLES, VARIABLES
 from fedbus.bus.credentials import Credentials
 from fedbus.runtime.broker import Broker
 from hypothesis import settings
@@ -28,7 +28,7 @@ settings.load_profile("fedbus")
 
 def pytest_configure(config: pytest.Config) -> None:
     # A developer's shell must not steer the tests; which server to test with may be chosen.
-    for name in set(VARIABLES) - {"FEDBUS_NATS_SERVER"}:
+    for name in {*VARIABLES, *OTEL_VARIABLES} - {"FEDBUS_NATS_SERVER"}:
         os.environ.pop(name, None)
 
 

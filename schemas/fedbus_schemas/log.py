@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 
 from fedbus_schemas.base import Digest, Finite, Metrics, NodeName, Reason, Seconds, Token, Wire, WorkerName
 from fedbus_schemas.subjects import Service
@@ -150,19 +150,47 @@ class Aggregated(_Entry):
         return ["aggregated"]
 
 
+class Unscored(Wire):
+    """A member that has no score of a model, and why."""
+
+    worker: WorkerName
+    node: NodeName = "0"
+    code: Token
+    reason: Reason
+
+
+class FederatedScore(Wire):
+    """How good a model is on its cohort's own data, weighted by examples."""
+
+    metrics: Metrics
+    num_examples: int = Field(ge=0)
+    workers: list[WorkerName] = Field(description="whose scores are in it")
+    failed: list[Unscored] = []
+
+
 class Evaluated(_Entry):
-    """The model was scored on held-out data, or could not be, and why."""
+    """The model was scored, or could not be, and why: on held-out data, or by its cohort (`federated`).
+
+    The two are entries of their own, since each comes when it is ready, or not at all.
+    """
 
     kind: Literal["evaluated"] = "evaluated"
     model: Digest
     num_examples: int = Field(ge=0)
     metrics: Metrics
     failed: Reason | None = None
+    federated: FederatedScore | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Evaluated:
+        if self.federated and (self.num_examples or self.metrics or self.failed):
+            raise ValueError("an entry has a held-out score or a federated one, not both")
+        return self
 
     @property
     def keys(self) -> list[str]:
-        """A model is scored once per round."""
-        return [f"evaluated:{self.model}"]
+        """A model is scored once per round, in each of the two ways."""
+        return [f"{'evaluated-federated' if self.federated else 'evaluated'}:{self.model}"]
 
 
 class Finished(_Entry):

@@ -42,6 +42,10 @@ class Announcement(Wire):
     deadline_s: Seconds
     traceparent: Annotated[str, StringConstraints(max_length=64)]
     ended: EndedRound | None = None
+    score: Digest | None = Field(
+        None, description="model that members score on their own data; all that a closed round asks for"
+    )
+    score_until: Seconds | None = Field(None, description="a closed round's: nobody reads later scores")
 
 
 class Notice(Wire):
@@ -60,7 +64,7 @@ class InboxNotices(Wire):
     notices: list[Notice]
 
 
-Phase = Literal["idle", "download", "train", "encode", "upload"]
+Phase = Literal["idle", "download", "evaluate", "train", "encode", "upload"]
 
 
 class Capabilities(Wire):
@@ -128,6 +132,20 @@ class Waiting(Wire):
     reason: Reason | None = None
 
 
+class AbortRun(Wire):
+    """Command to the planner: end this run."""
+
+    run: RunName
+    reason: Reason = "aborted by the operator"
+
+
+class Aborting(Wire):
+    """The planner's answer: the wish is stored, and the run ends with this reason."""
+
+    run: RunName
+    reason: Reason
+
+
 class RunRecord(Wire):
     """What FB_RUNS keeps of a run: its plan, who holds which part of the data, where its open round begins.
 
@@ -142,4 +160,5 @@ class RunRecord(Wire):
     open_round: RoundNumber = 0
     open_seq: int = Field(1, ge=1, description="a restarted reader of FB_ROUNDS begins here")
     partitions: dict[WorkerName, int] = Field({}, description="part of the shipped data, in join order")
+    abort: Reason | None = Field(None, description="the operator's wish that the run ends, and why")
     done: bool = Field(False, description="nothing is open any more; readers need not look here")

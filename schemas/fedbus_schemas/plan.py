@@ -107,10 +107,11 @@ class Privacy(Wire):
 
 
 class Evaluate(Wire):
-    """When models are scored on held-out data."""
+    """When models are scored, and on whose data."""
 
     every: int = Field(1, ge=1, description="score every so many rounds, and the last")
     central: bool = Field(True, description="on the evaluator's held-out data")
+    federated: bool = Field(False, description="by the cohort, each member on its own data before it trains")
 
 
 class Limits(Wire):

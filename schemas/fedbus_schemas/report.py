@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fedbus_schemas.base import Wire
+from fedbus_schemas.update import TensorSpec
 
 RoundState = Literal["open", "closing", "aggregated", "finished", "aborted"]
 RunState = Literal["waiting", "running", "finished", "aborted"]
@@ -71,6 +72,59 @@ class RunSummary(Wire):
     rounds: int
     model: str | None
     metrics: dict[str, float]
+
+
+class ModelReport(Wire):
+    """One model of the registry; `name` is what other commands and plans take."""
+
+    name: str
+    run: str
+    round: int
+    digest: str
+    parent: str | None
+    task: str | None
+    size_bytes: int
+    elements: int
+    metrics: dict[str, float]
+    created_at: str
+    source: Literal["train", "import"]
+
+
+class ModelDetails(ModelReport):
+    """A model and its tensors, in the order in which they travel."""
+
+    codec: str
+    tensors: list[TensorSpec]
+
+
+class SpanEventReport(Wire):
+    """Something that happened within a span, such as a stored chunk."""
+
+    name: str
+    at: str
+    attributes: dict[str, str | int | float]
+
+
+class SpanReport(Wire):
+    """One part of a round: who did what, when, and why it failed if it did. Times are ISO 8601 in UTC."""
+
+    name: str
+    service: str
+    worker: str | None
+    span_id: str
+    parent_id: str | None
+    start: str
+    end: str
+    attributes: dict[str, str | int | float]
+    events: list[SpanEventReport]
+    error: str | None = None
+
+
+class TraceReport(Wire):
+    """The trace of one round, from its root down."""
+
+    trace_id: str
+    spans: list[SpanReport]
 
 
 class ErrorBody(Wire):

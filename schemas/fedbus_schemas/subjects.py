@@ -6,9 +6,10 @@
 | FB_ANNOUNCE  | fb.announce.*         | planner                |
 | FB_INBOX     | fb.inbox.*            | planner                |
 | FB_UPDATES   | fb.update.>           | workers, their own     |
-| FB_MODELS    | fb.model.>            | aggregator             |
+| FB_MODELS    | fb.model.>            | aggregator, operator   |
+| FB_TELEMETRY | fb.otel.*             | each party, its own    |
 
-Beats, progress and telemetry of a worker are core messages that no stream keeps.
+Beats and progress of a worker are core messages that no stream keeps.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ MANIFEST_COPIES = "fb.manifest.>"
 ALL_ANNOUNCEMENTS = "fb.announce.*"
 ALL_BEATS = "fb.worker.*.beat"
 ALL_PROGRESS = "fb.worker.*.progress"
+ALL_TELEMETRY = "fb.otel.*"
 
 
 def log_of(run: str, number: int | str, service: str = "*") -> str:
@@ -69,8 +71,13 @@ def progress(worker: str) -> str:
     return f"fb.worker.{worker}.progress"
 
 
+def otel(party: str) -> str:
+    """Subject of the spans of a service or a worker, as OTLP bytes."""
+    return f"fb.otel.{party}"
+
+
 def update(run: str, number: int | str, worker: str, node: str, attempt: str, leaf: int | str) -> str:
-    """Subject of one chunk of an update, or of its `manifest`. Write-once."""
+    """Subject of one chunk of an update, of its `manifest`, or of an `evaluation`. Write-once."""
     return f"fb.update.{run}.{number}.{worker}.{node}.{attempt}.{leaf}"
 
 
@@ -88,6 +95,11 @@ def model_chunk(digest: str) -> str:
 def model_manifest(digest: str) -> str:
     """Subject of a model's manifest, named by the SHA-256 of its bytes. Write-once."""
     return f"fb.model.m.{digest}"
+
+
+def event(kind: str) -> str:
+    """Subject of something that happened to a worker or an invitation."""
+    return f"fb.event.{kind}"
 
 
 def api(service: str, verb: str) -> str:

@@ -8,7 +8,17 @@ from typing import Annotated, Any, Literal, Self
 import msgpack
 from pydantic import Field, StringConstraints
 
-from fedbus_schemas.base import Digest, Metrics, NodeName, RoundNumber, RunName, Token, Wire, WorkerName
+from fedbus_schemas.base import (
+    Digest,
+    Metrics,
+    NodeName,
+    Reason,
+    RoundNumber,
+    RunName,
+    Token,
+    Wire,
+    WorkerName,
+)
 
 # `lossy` tensors go through the plan's codec, `exact` ones (BatchNorm statistics) always travel dense.
 Group = Literal["lossy", "exact"]
@@ -117,3 +127,17 @@ class ModelManifest(_Packed):
     table: list[TensorSpec] = Field(min_length=1, max_length=MAX_TENSORS, fail_fast=True)
     chunks: list[Digest] = Field(min_length=1, max_length=MAX_CHUNKS, fail_fast=True)
     size_bytes: int = Field(ge=1, description="sum of the chunks' sizes")
+
+
+class EvaluationReport(_Packed):
+    """A worker's score of a model on its own data, or why it has none. One message, without chunks."""
+
+    run: RunName
+    round: RoundNumber
+    worker: WorkerName
+    node: NodeName = "0"
+    attempt: Token
+    model: Digest
+    num_examples: int = Field(0, ge=0, le=10**12)
+    metrics: Metrics = {}
+    failed: Reason | None = None

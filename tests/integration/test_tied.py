@@ -69,6 +69,20 @@ def test_a_command_that_does_not_exist_is_named(capfd: pytest.CaptureFixture[str
     assert "cannot run /no/such/program: No such file" in capfd.readouterr().err
 
 
+def test_the_childs_own_process_id_is_told() -> None:
+    with tied(SAY_PID, WAIT) as (line, process):
+        assert line.pid() == printed_pid(process) != process.pid
+        assert line.pid() == line.pid()
+    with Lifeline() as line:
+        process = subprocess.Popen(line.wrap(["true"]), pass_fds=line.pass_fds)
+        line.handed_over()
+        process.wait(20)
+        assert line.pid() is not None, "it had one"
+    with Lifeline() as line:
+        line.handed_over()
+        assert line.pid() is None, "nothing was started"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_signals_come_through(number: signal.Signals) -> None:
     take = f"import signal; signal.signal({number:d}, lambda *_: sys.exit(42)); "

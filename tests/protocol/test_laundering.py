@@ -43,6 +43,7 @@ LIVE = [
     "fb.worker.B.progress",
     "fb.otel.B",
     "fb.api.planner.start",
+    "fb.api.enroll.invite",
     "$SRV.PING",
 ]
 # Everything that a worker may publish, and how many messages of its own that stores in which stream.

@@ -101,11 +101,11 @@ async def test_who_may_ask_and_who_may_answer(stack: Stack) -> None:
             with pytest.raises(AuthRefused):
                 await ask_for(party, "r")
         # Whoever takes another's place is not heard.
-        await serve(enroll, "enroll", VERBS)
+        await serve(aggregator, "aggregator", VERBS)
         await serve(worker, "planner", VERBS)
-        await enroll.flush()
+        await aggregator.flush()
         await worker.flush()
-        for service in ("enroll", "planner"):
+        for service in ("aggregator", "planner"):
             with pytest.raises(BusUnavailable, match="does not answer"):
                 await ask_for(operator, "r", service)
 

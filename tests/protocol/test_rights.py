@@ -18,7 +18,7 @@ from support.natsd import Stack
 from support.raw import Raw, raw, raws
 
 # Every subject that a party could gain from, and who may publish it.
-ANSWERING = ("planner", "evaluator")  # services with commands, or that answer a ping
+ANSWERING = ("planner", "evaluator", "enroll")  # services with commands, or that answer a ping
 WRITERS: dict[str, str | tuple[str, ...] | None] = {
     "fb.round.r.1.log.planner": "planner",
     "fb.round.r.1.log.aggregator": "aggregator",
@@ -30,8 +30,13 @@ WRITERS: dict[str, str | tuple[str, ...] | None] = {
     "fb.worker.B.beat": "B",
     "fb.worker.B.progress": "B",
     "fb.otel.B": "B",
-    "fb.model.c.x": "aggregator",
-    "fb.model.m.x": "aggregator",
+    "fb.otel.planner": "planner",
+    "fb.otel.aggregator": "aggregator",
+    "fb.otel.evaluator": "evaluator",
+    "fb.otel.enroll": "enroll",
+    "fb.update.r.1.B.0.t.evaluation": "B",
+    "fb.model.c.x": ("aggregator", "operator"),
+    "fb.model.m.x": ("aggregator", "operator"),
     "fb.event.joined": "enroll",
     "$KV.FB_RUNS.r": "planner",
     "$KV.FB_ROSTER.B": "enroll",
@@ -39,6 +44,10 @@ WRITERS: dict[str, str | tuple[str, ...] | None] = {
     "fb.log.r.1.planner": None,
     "fb.manifest.r.1.B.0.t": None,
     "fb.api.planner.start": "operator",
+    "fb.api.enroll.invite": "operator",
+    "fb.api.enroll.revoke": "operator",
+    "fb.api.enroll.join": "operator",  # and who holds an invitation
+    "_R_.x": "enroll",
     "_INBOX_A.x": None,
     "_INBOX_operator.x": ANSWERING,
     "$SYS.REQ.SERVER.PING": None,
@@ -98,8 +107,11 @@ async def test_who_may_listen(stack: Stack, name: str) -> None:
         "fb.log.>": service or name == "operator",
         "fb.manifest.>": service,
         "fb.worker.*.beat": service,
+        "fb.worker.*.progress": service or name == "operator",
         "fb.otel.*": name == "enroll",
         "fb.api.planner.>": name == "planner",
+        "fb.api.enroll.>": name == "enroll",
+        "fb.api.enroll.join": name == "enroll",
         "$SRV.>": name in ANSWERING,
         "$KV.>": False,
         "$JS.>": False,

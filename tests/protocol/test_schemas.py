@@ -12,9 +12,12 @@ from typing import Any
 
 import msgpack
 import pytest
+from fedbus.rounds.versions import model_report
 from fedbus_schemas.base import Wire, is_token
 from fedbus_schemas.log import Entry, Member, decode_entry, encode_entry
 from fedbus_schemas.messages import (
+    Aborting,
+    AbortRun,
     Announcement,
     Beat,
     EndedRound,
@@ -25,16 +28,47 @@ from fedbus_schemas.messages import (
     StartRun,
 )
 from fedbus_schemas.plan import Plan
+from fedbus_schemas.registry import ImportModel, ModelVersion
 from fedbus_schemas.report import (
     ErrorBody,
     ErrorReport,
+    ModelDetails,
     RefusalReport,
     RoundReport,
     RunReport,
     RunSummary,
+    SpanEventReport,
+    SpanReport,
+    TraceReport,
     UpdateReport,
 )
-from fedbus_schemas.update import MAX_CHUNKS, ChunkHeader, ModelManifest, TensorSpec, UpdateManifest
+from fedbus_schemas.roster import (
+    Activity,
+    Admission,
+    AskWhy,
+    CreateInvite,
+    Doing,
+    Invite,
+    InviteCreated,
+    InviteList,
+    InviteReport,
+    Join,
+    Joined,
+    RevokeInvite,
+    RosterEntry,
+    RosterEvent,
+    Standing,
+    Standings,
+    WorkerReport,
+)
+from fedbus_schemas.update import (
+    MAX_CHUNKS,
+    ChunkHeader,
+    EvaluationReport,
+    ModelManifest,
+    TensorSpec,
+    UpdateManifest,
+)
 from pydantic import TypeAdapter, ValidationError
 from support.rounds import (
     BASE,
@@ -51,6 +85,7 @@ from support.rounds import (
     opened,
     progress,
     rejected,
+    scored,
     update,
     voided,
 )
@@ -77,7 +112,7 @@ FULL = Plan.model_validate(
         "train": {"lr": 0.05, "layers": [1, 2], "name": None},
         "strategy": "fedavg",
         "codec": {"up": {"name": "int8"}, "down": "bf16"},
-        "evaluate": {"every": 2, "central": False},
+        "evaluate": {"every": 2, "central": False, "federated": True},
         "limits": {"mb_per_worker": 1.5},
         "retain": "all",
     }
@@ -102,8 +137,54 @@ ROUND = RoundReport(
     metrics={"accuracy": 0.91},
     kpis={"participation": 0.5},
 )
+TABLE = [
+    TensorSpec(name="conv.weight", shape=(16, 1, 3, 3), dtype="float32"),
+    TensorSpec(name="bn.running_mean", shape=(16,), dtype="float32", group="exact"),
+]
+VERSION = ModelVersion(
+    run="run-0001", round=2, digest=digest("model"), parent=BASE, task="digits", size_bytes=812, elements=160,
+    metrics={"accuracy": 0.5, "federated_loss": 0.25}, created_at=NOW, source="train",
+)  # fmt: skip
+LABELS = {"gpu": "yes"}
+ENTRY = RosterEntry(
+    worker="w1", state="here", since=NOW, site="north", labels=LABELS,
+    capabilities=beat("w1").capabilities, incarnation="i",
+)  # fmt: skip
+JOIN = Join(invite="0123456789ab", secret="s" * 32, worker="w1", own_secret="o" * 43)
+ROSTER: dict[str, Wire] = {
+    "roster-entry": ENTRY,
+    "roster-admission": Admission(worker="w1", invite=JOIN.invite, site="north", labels=LABELS, at=NOW),
+    "roster-event": RosterEvent(kind="lost", at=NOW, worker="w1", code="lost", reason="w1 was not heard"),
+    "invite": Invite(
+        id=JOIN.invite, secret_sha256=digest("secret"), site="north", labels=LABELS, created_at=NOW,
+        expires_at=NOW + 60, uses=2, left=1, used_by={"w1": digest("own")},
+    ),
+    "invite-create": CreateInvite(site="north", expires_s=60.0, uses=2, labels=LABELS),
+    "invite-created": InviteCreated(id=JOIN.invite, secret="s" * 32, expires_at=NOW + 60),
+    "invite-revoke": RevokeInvite(id=JOIN.invite),
+    "join": JOIN,
+    "joined": Joined(worker="w1", site="north", labels=LABELS),
+    "activity": Activity(workers={"w1": Doing(run="run-0001", round=2, phase="train", fraction=0.5)}),
+    "why": Standings(
+        worker="w1", items=[Standing(run="run-0001", round=2, code="labels", reason="labels do not match")]
+    ),
+    "ask-why": AskWhy(worker="w1", run="run-0001"),
+    "report-invites": InviteList(
+        items=[
+            InviteReport(
+                id=JOIN.invite, state="used-up", site="north", labels=LABELS, uses=1, left=0,
+                created_at="2026-01-02T03:04:05.678Z", expires_at="2026-01-03T03:04:05.678Z", workers=["w1"],
+            )
+        ]
+    ),
+    "report-worker": WorkerReport(
+        worker="w1", state="here", since="2026-01-02T03:04:05.678Z", site="north", labels=LABELS,
+        capabilities=ENTRY.capabilities, doing=Doing(run="r", round=2, phase="train", fraction=0.5),
+    ),
+}  # fmt: skip
 JSON: dict[str, Wire] = {
     **{f"log-{entry.kind}": entry for entry in ENTRIES},
+    "log-evaluated-federated": scored("w1", "w2", failed=["w3"]),
     "plan-short": Plan(task="digits"),
     "plan-full": FULL,
     "announcement": Announcement(
@@ -122,6 +203,8 @@ JSON: dict[str, Wire] = {
     "inbox": InboxNotices(notices=[Notice(run="r", round=1, attempt="a", code="late", reason="too late")]),
     "beat": beat("w1", labels={"gpu": "yes"}, leaving=True),
     "progress": progress("w1", 3, failed="out of memory"),
+    "abort-run": AbortRun(run="run-0001", reason="wrong data"),
+    "aborting": Aborting(run="run-0001", reason="wrong data"),
     "start-run": StartRun(plan={"task": "digits", "close": {"target": 1.0}}, name="mine", token="t0"),
     "run-record": RunRecord(
         token="t0",
@@ -136,17 +219,46 @@ JSON: dict[str, Wire] = {
     "report-summary": RunSummary(
         run="run-0001", state="running", task="digits", rounds_done=1, rounds=3, model=None, metrics={}
     ),
+    "model-version": VERSION,
+    "import-model": ImportModel(name="mine", digest=digest("model"), task="digits"),
+    "report-model": model_report(VERSION),
+    "report-model-details": ModelDetails(**model_report(VERSION).model_dump(), codec="dense", tensors=TABLE),
+    "report-trace": TraceReport(
+        trace_id="a" * 32,
+        spans=[
+            SpanReport(
+                name="upload",
+                service="worker",
+                worker="w1",
+                span_id="b" * 16,
+                parent_id="c" * 16,
+                start="2026-01-02T03:04:05.678901Z",
+                end="2026-01-02T03:04:06.000000Z",
+                attributes={"attempt": "a", "bytes": 10},
+                events=[
+                    SpanEventReport(name="chunk", at="2026-01-02T03:04:05.700000Z", attributes={"chunk": 0})
+                ],
+                error="the broker refused",
+            )
+        ],
+    ),
+    **ROSTER,
     "report-error": ErrorReport(error=ErrorBody(code="plan-refused", message="no", hint="say yes")),
 }
-TABLE = [
-    TensorSpec(name="conv.weight", shape=(16, 1, 3, 3), dtype="float32"),
-    TensorSpec(name="bn.running_mean", shape=(16,), dtype="float32", group="exact"),
-]
 UPDATE = UpdateManifest(
     run="run-0001", round=2, worker="w1", attempt="0123abcd", plan=digest("plan"), base=BASE, codec="int8",
     num_examples=359, metrics={"loss": 0.25}, chunks=[digest("0"), digest("1")], size_bytes=200,
 )  # fmt: skip
-PACKED: dict[str, UpdateManifest | ModelManifest] = {
+PACKED: dict[str, UpdateManifest | ModelManifest | EvaluationReport] = {
+    "evaluation": EvaluationReport(
+        run="run-0001",
+        round=2,
+        worker="w1",
+        attempt="0123abcd",
+        model=BASE,
+        num_examples=359,
+        metrics={"loss": 0.25},
+    ),
     "update-manifest": UPDATE,
     "first-update-manifest": UPDATE.model_copy(update={"base": None, "table": TABLE, "body": b"\x00\xff"}),
     "model-manifest": ModelManifest(
@@ -206,6 +318,9 @@ def test_no_name_can_reach_into_a_subject(name: str) -> None:
         (JSON["announcement"], ["run"]),
         (JSON["run-record"], ["name"]),
         (JSON["start-run"], ["name"]),
+        (ENTRY, ["worker", "site", "incarnation"]),
+        (JOIN, ["invite", "worker"]),
+        (JSON["ask-why"], ["worker", "run"]),
         (UPDATE, ["run", "worker", "node", "attempt", "codec"]),
         (Member(worker="w"), ["worker", "node"]),
     ]
@@ -307,7 +422,7 @@ def test_hostile_manifests(case: str) -> None:
     ids=range(19),
 )
 def test_bytes_that_are_no_manifest_are_a_value_error_and_nothing_else(data: bytes) -> None:
-    for contract in (UpdateManifest, ModelManifest):
+    for contract in (UpdateManifest, ModelManifest, EvaluationReport):
         with pytest.raises(ValueError):  # noqa: PT011  # the contract: that class, whatever the reason
             contract.unpack(data)
 
@@ -342,10 +457,21 @@ def test_hostile_chunk_headers(changes: dict[str, Any]) -> None:
         (Progress, {"fraction": float("nan")}),
         (Progress, {"failed": "x" * 2001}),
         (Progress, {"phase": "sleep"}),
+        (Join, {"invite": "0123456789AB"}),
+        (Join, {"secret": "short"}),
+        (Join, {"own_secret": "$2a$" + "x" * 40}),
+        (Join, {"own_secret": "x" * 40 + "\n"}),
+        (Join, {"worker": "a.b"}),
+        (CreateInvite, {"site": "*"}),
+        (CreateInvite, {"uses": 0}),
+        (CreateInvite, {"uses": 1001}),
+        (CreateInvite, {"expires_s": 0}),
+        (CreateInvite, {"expires_s": float("inf")}),
+        (CreateInvite, {"labels": {str(i): "x" for i in range(33)}}),
     ],
 )
 def test_hostile_worker_messages(contract: type[Wire], changes: dict[str, Any]) -> None:
-    sound = JSON["beat" if contract is Beat else "progress"].model_dump()
+    sound = next(value for value in JSON.values() if type(value) is contract).model_dump()
     with pytest.raises(ValidationError):
         contract.model_validate(sound | changes)
 

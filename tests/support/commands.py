@@ -62,6 +62,14 @@ class Shell:
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
+    def signal(self, name: str, number: int) -> None:
+        """Send a signal to a background command."""
+        self._running[name].send_signal(number)
+
+    def wait(self, name: str, timeout_s: float = 20.0) -> int:
+        """The exit code of a background command that ends by itself."""
+        return self._running.pop(name).wait(timeout_s)
+
     def stop(self) -> dict[str, int]:
         """SIGTERM all, the last one first; returns their exit codes."""
         codes: dict[str, int] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,18 @@ class Parties:
             open_ = {str(ref): round_.state for ref, round_ in self.log.rounds.items() if not round_.ended}
             raise AssertionError(f"not within {timeout_s:g} s: {what}; open rounds: {open_}") from None
 
+    async def until_true(self, ask: Callable[[], Awaitable[bool]], what: str) -> None:
+        """Return once the broker answers a question with yes; asked at each log entry, and often."""
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while not await ask():
+                    self._changed.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(0.05):
+                            await self._changed.wait()
+        except TimeoutError:
+            raise AssertionError(f"not within {WAIT_S:g} s: {what}") from None
+
     async def start(self, plan: Plan, name: str) -> str:
         """Start a noop run; `plan` goes over short deadlines and one round."""
         base: Plan = {"task": "noop", "rounds": 1, "codec": {"up": "dense"}, "close": {}}
@@ -292,4 +304,12 @@ async def federation(
     assert not errors.seen, "\n\n".join(errors.seen)
 
 
-_LOGGERS = ("asyncio", "fedbus", "fedbus_planner", "fedbus_aggregator", "fedbus_evaluator", "fedbus_worker")
+_LOGGERS = (
+    "asyncio",
+    "fedbus",
+    "fedbus_enroll",
+    "fedbus_planner",
+    "fedbus_aggregator",
+    "fedbus_evaluator",
+    "fedbus_worker",
+)

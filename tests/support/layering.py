@@ -22,7 +22,7 @@ PURE = ("rounds", "selection", "strategies", "codec", "privacy", "topology", "ta
 _BELOW_BUS = ("base", *PURE)
 # What of `fedbus` a part of `fedbus` may import beside itself; the schemas are open to all.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "": ("tasks",),  # fedbus/__init__.py: the names that users import
+    "": ("tasks", "api"),  # fedbus/__init__.py: the names that users import
     "base": (),
     **dict.fromkeys(PURE, _BELOW_BUS),
     "bus": _BELOW_BUS,

@@ -16,10 +16,12 @@ from fedbus_schemas.log import (
     Closing,
     Entry,
     Evaluated,
+    FederatedScore,
     Finished,
     Member,
     Opened,
     Rejected,
+    Unscored,
     Voided,
     WorkerLost,
     encode_entry,
@@ -80,6 +82,13 @@ def aggregated(model: str = "model") -> Aggregated:
 
 def evaluated(model: str = "model") -> Evaluated:
     return Evaluated(at=NOW + 5, model=digest(model), num_examples=10, metrics={"accuracy": 0.5})
+
+
+def scored(*workers: str, failed: list[str] | None = None, model: str = "model") -> Evaluated:
+    """The cohort's score of a model."""
+    unscored = [Unscored(worker=name, code="failed", reason="no data") for name in failed or ()]
+    score = FederatedScore(metrics={"loss": 0.5}, num_examples=10, workers=list(workers), failed=unscored)
+    return Evaluated(at=NOW + 7, model=digest(model), num_examples=0, metrics={}, federated=score)
 
 
 def finished() -> Finished:

@@ -144,6 +144,6 @@ def _existing(command: click.Command, words: list[str]) -> list[str]:
 
 
 def test_a_command_that_does_not_exist_is_noticed() -> None:
-    for line in ("round stop", "up", "round start plan.yaml --wacht", "worker list"):
+    for line in ("round stop", "down", "round start plan.yaml --wacht", "worker drain"):
         with pytest.raises((AssertionError, click.ClickException)):
             _check(fedbus.cli.main, line.split())

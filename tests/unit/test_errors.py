@@ -25,6 +25,7 @@ EXIT = {
     "RoundError": 30,
     "CodecError": 40,
     "BusError": 50,
+    "EnrolmentError": 60,
     "TaskError": 70,
 }
 EVERY = pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)

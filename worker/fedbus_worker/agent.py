@@ -22,6 +22,9 @@ from fedbus.codec import codecs
 from fedbus.rounds.roster import BEAT_S
 from fedbus.runtime.child import Trainer
 from fedbus.tasks.load import installed
+from fedbus.telemetry.model import SpanRef
+from fedbus.telemetry.spans import OpenSpan
+from fedbus.telemetry.tracer import Tracer
 from fedbus_schemas import subjects
 from fedbus_schemas.base import Wire
 from fedbus_schemas.ids import RoundRef
@@ -76,17 +79,20 @@ class Agent:
         self._incarnation = random_token()
         self._capabilities = _capabilities(tasks)
         self._ended: set[RoundRef] = set()  # given up or refused: not tried again
+        self._unscored: set[RoundRef] = set()  # whose last model could not be scored: not tried again
         self._current: tuple[Assignment, asyncio.Task[None]] | None = None
         self._progress: Progress | None = None
         self._read = False  # what is open was read at least once
         self._wake = asyncio.Event()
         self._news = asyncio.Event()
+        self._tracer = Tracer(bus, "worker", self._clock)
 
     async def run(self) -> None:
         """Join and work until cancelled; then say goodbye."""
         beating = asyncio.create_task(self._beat_on())
         telling = asyncio.create_task(self._tell_progress())
         try:
+            self._tracer.start()
             await self._bus.subscribe(subjects.ALL_ANNOUNCEMENTS, self._hear)
             await self._bus.subscribe(subjects.inbox(self.name), self._hear_inbox)
             await self._bus.on_up(self._read_open)
@@ -102,6 +108,7 @@ class Agent:
             with contextlib.suppress(BusError):
                 await self._send(subjects.beat(self.name), self._beat(leaving=True))
                 await self._bus.flush()
+            await self._tracer.close()
 
     # What is heard
 
@@ -149,15 +156,20 @@ class Agent:
                     await self._stop_current()
                 self._say_outcome(ref)
                 await asyncio.to_thread(self._work.forget, key)
-        if self._current and self._announced.is_over(self._current[0].ref):
+        if self._current and self._is_over(self._current[0]):
             await self._stop_current()
         if self._current is None:
             waiting = [a for a in self._announced.open() if a.ref not in self._ended]
-            for assignment in waiting:
-                if not self._work.is_sent(assignment):
-                    task = asyncio.create_task(self._do(assignment))
-                    self._current = (assignment, task)
-                    break
+            todo = [a for a in waiting if not self._work.is_sent(a)]
+            todo += [a for a in self._announced.to_score(self._clock.now()) if self._is_score_wanted(a)]
+            if todo:
+                self._current = (todo[0], asyncio.create_task(self._do(todo[0])))
+
+    def _is_over(self, assignment: Assignment) -> bool:
+        return not assignment.only_scores and self._announced.is_over(assignment.ref)
+
+    def _is_score_wanted(self, assignment: Assignment) -> bool:
+        return assignment.ref not in self._unscored and self._work.is_score_wanted(assignment)
 
     def _say_outcome(self, ref: RoundRef) -> None:
         counted = self._announced.counted(ref)
@@ -180,8 +192,15 @@ class Agent:
             loop.call_soon_threadsafe(self._news.set)
 
         try:
-            sent = await self._work.perform(assignment, report)
-            log.info("update sent, %.3f MB", sent.manifest.size_bytes / 1e6, extra=about)
+            if assignment.only_scores:
+                with self._traced("evaluate", assignment):
+                    score = await self._work.score(assignment, report)
+                log.info("last model scored: %s", score.failed or "sent", extra=about)
+                await self._send_progress()  # the evaluator looks for the score at once
+            else:
+                with self._traced("task", assignment):
+                    sent = await self._work.perform(assignment, report)
+                log.info("update sent, %.3f MB", sent.manifest.size_bytes / 1e6, extra=about)
             self._progress = None
         except (BusUnavailable, NotAcked) as error:
             log.warning("the broker did not do it, trying again: %s", error, extra=about)
@@ -194,12 +213,22 @@ class Agent:
         finally:
             self._current = None
             self._wake.set()
+            self._tracer.flush_soon()
+
+    def _traced(self, name: str, assignment: Assignment) -> contextlib.AbstractContextManager[OpenSpan]:
+        ref, parent = assignment.ref, SpanRef.parse(assignment.announcement.traceparent)
+        seat = {"worker": self.name, "node": assignment.member.node}
+        return self._tracer.span(name, parent, **seat, run=ref.run, round=ref.number)
 
     def _give_up(self, assignment: Assignment, reason: str, details: str | None) -> None:
         ref = assignment.ref
         log.error("round given up: %s", reason, extra={"run": ref.run, "round": ref.number})
         if details:
             log.error("%s", details)
+        if assignment.only_scores:
+            self._unscored.add(ref)
+            self._progress = None
+            return
         self._ended.add(ref)
         self._progress = self._tell(assignment, "train", 0.0, failed=reason[:2000])
         self._news.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedbus.rounds.planning import derive_seed
@@ -22,6 +23,11 @@ class Assignment:
     def ref(self) -> RoundRef:
         """The round."""
         return RoundRef(self.announcement.run, self.announcement.round)
+
+    @property
+    def only_scores(self) -> bool:
+        """Nothing is left to train: the run's last model is to be scored on this member's data."""
+        return self.announcement.state == "closed"
 
     @property
     def key(self) -> str:
@@ -73,10 +79,23 @@ class Announced:
 
     def open(self) -> list[Assignment]:
         """This worker's seats in open rounds, longest open first."""
+        return self._seats(lambda announcement: announcement.state == "open")
+
+    def to_score(self, now: float) -> list[Assignment]:
+        """This worker's seats in runs that are over, whose last model it shall score.
+
+        Args:
+            now: seconds since 1970; announcements are kept for days, scores are wanted for minutes.
+        """
+        return self._seats(
+            lambda news: news.state == "closed" and bool(news.score) and now <= (news.score_until or 0.0)
+        )
+
+    def _seats(self, wanted: Callable[[Announcement], bool]) -> list[Assignment]:
         found = [
             Assignment(announcement, member)
             for announcement in self._last.values()
-            if announcement.state == "open"
+            if wanted(announcement)
             for member in announcement.members
             if member.worker == self._worker
         ]
@@ -102,4 +121,10 @@ class Announced:
 
 
 def _is_newer(new: Announcement, old: Announcement) -> bool:
-    return (new.round, new.state == "closed") > (old.round, old.state == "closed")
+    return _progress(new) > _progress(old)
+
+
+def _progress(announcement: Announcement) -> tuple[int, bool, bool]:
+    """A round is open, then closed; a run's last round then asks for a score of what it made."""
+    closed = announcement.state == "closed"
+    return announcement.round, closed, closed and announcement.score is not None

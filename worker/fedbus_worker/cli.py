@@ -6,21 +6,23 @@ import asyncio
 import logging
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import NoReturn
 
 import click
+from fedbus.base.clock import SystemClock
 from fedbus.base.errors import ConfigError, FedbusError
 from fedbus.base.settings import Settings, load, variable
-from fedbus.bus import Bus, Credentials
-from fedbus.runtime.broker import add_worker
+from fedbus.bus import Bus
+from fedbus.rounds.report import iso
 from fedbus.runtime.child import Trainer
-from fedbus.runtime.identity import stack_folder
 from fedbus.runtime.logs import set_up
 from fedbus.runtime.service import fail, until_signal
-from fedbus.runtime.stackfile import read_stack
+from fedbus_schemas.report import ErrorBody, ErrorReport
 
 from fedbus_worker.agent import Agent
-from fedbus_worker.state import WorkerState, claim, default_state
+from fedbus_worker.entering import enter
+from fedbus_worker.hosted import hosted, leave
+from fedbus_worker.state import default_state
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +70,9 @@ def main() -> None:
 def join(labels: tuple[str, ...], **flags: object) -> None:
     """Join a federation and train until stopped.
 
-    URL is nats://NAME:PASSWORD@HOST:PORT. Without it the local stack is joined, so on
-    one machine no flag is needed.
+    URL is the string that `fedbus invite create` printed, in quotes; later the saved
+    credential is used. Without URL the local stack is joined, so on one machine no flag
+    is needed, and where there is none, the federation joined before.
     """
     try:
         given = {key: value for key, value in flags.items() if value not in (None, ())}
@@ -77,6 +80,51 @@ def join(labels: tuple[str, ...], **flags: object) -> None:
         asyncio.run(_join(settings))
     except FedbusError as error:
         fail(error)
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--state", type=click.Path(path_type=Path), help="Folder for spool and models.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def status(name: str | None, state: Path | None, as_json: bool) -> None:
+    """Show the workers of this host: which run, and in which federation."""
+    try:
+        found = hosted(state or default_state(), name)
+    except FedbusError as error:
+        _fail(error, as_json)
+    if as_json:
+        items = ",\n".join(each.model_dump_json(indent=2) for each in found)
+        click.echo(f'{{"items": [{items}]}}')
+    elif not found:
+        click.echo("no workers on this host yet: one joins with `fedbus-worker join`")
+    for each in [] if as_json else found:
+        how = f"running since {each.since} (process {each.pid})" if each.running else "not running"
+        click.echo(f"{each.worker} at {each.federation}: {how}")
+
+
+@main.command("leave")
+@click.argument("name")
+@click.option("--federation", metavar="URL", help="Which, where the worker is in several: nats://HOST:PORT")
+@click.option("--state", type=click.Path(path_type=Path), help="Folder for spool and models.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def leave_(name: str, federation: str | None, state: Path | None, as_json: bool) -> None:
+    """Tell a running worker of this host to say goodbye and end. It may join again."""
+    try:
+        left = leave(state or default_state(), name, federation)
+    except FedbusError as error:
+        _fail(error, as_json)
+    if as_json:
+        click.echo(left.model_copy(update={"running": False, "pid": None}).model_dump_json(indent=2))
+    else:
+        click.echo(f"{left.worker} has left {left.federation}")
+
+
+def _fail(error: FedbusError, as_json: bool) -> NoReturn:
+    if as_json:
+        body = ErrorBody(code=error.code, message=error.message, hint=error.hint)
+        click.echo(ErrorReport(error=body).model_dump_json())
+        sys.exit(error.exit_code)
+    fail(error)
 
 
 def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -87,7 +135,9 @@ def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
 
 
 async def _join(settings: JoinSettings) -> None:
-    state, credentials = await asyncio.to_thread(_enter, settings)
+    url = settings.url or variable("FEDBUS_URL")
+    state, credentials = await enter(settings.state or default_state(), url, settings.name, settings.dir)
+    state.note(credentials.url, iso(SystemClock().now()))
     set_up(credentials.name)
     trainer = Trainer(
         state.folder / "path",
@@ -108,23 +158,3 @@ async def _join(settings: JoinSettings) -> None:
     finally:
         await trainer.stop()
         state.release()
-
-
-def _enter(settings: JoinSettings) -> tuple[WorkerState, Credentials]:
-    """The worker's locked folder and its credential: of the URL, or newly made in the local stack."""
-    root = settings.state or default_state()
-    url = settings.url or variable("FEDBUS_URL")
-    if url:
-        credentials = Credentials.from_url(url)
-        if settings.name not in (None, credentials.name):
-            raise ConfigError(f"--name {settings.name} is not the URL's user {credentials.name}")
-        return claim(root, urlsplit(credentials.url).netloc, credentials.name), credentials
-    folder = stack_folder(settings.dir)
-    stack = read_stack(folder)
-    if stack is None:
-        raise ConfigError(
-            f"nothing to join: there is no stack in {folder}, and no URL was given",
-            hint="fedbus-worker join nats://NAME:PASSWORD@HOST:PORT",
-        )
-    state = claim(root, urlsplit(stack.url).netloc, settings.name)
-    return state, add_worker(folder, state.folder.name)

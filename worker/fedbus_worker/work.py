@@ -19,12 +19,14 @@ from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid
 from fedbus.runtime.child import Trainer
 from fedbus.tasks.task import Trained
+from fedbus.telemetry.spans import OpenSpan, note, step
 from fedbus_schemas import subjects
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.messages import Phase
-from fedbus_schemas.update import TensorSpec, UpdateManifest
+from fedbus_schemas.update import EvaluationReport, TensorSpec, UpdateManifest
 
 from fedbus_worker.assignments import Assignment
+from fedbus_worker.scoring import Scoring
 from fedbus_worker.spool import Spool, SpooledUpdate
 
 Report = Callable[[Phase, float], None]
@@ -43,6 +45,7 @@ class Work:
         self._spools = state / "spool"
         self._data = str(data) if data else None
         self._labels = labels
+        self._scoring = Scoring(bus, trainer, state / "scores")
         self._models.mkdir(parents=True, exist_ok=True)
         self._spools.mkdir(parents=True, exist_ok=True)
         for broken_off in self._models.glob("*.part"):
@@ -54,6 +57,22 @@ class Work:
             return False
         update = Spool(self._spools / assignment.key).load()
         return update is not None and update.sent
+
+    def is_score_wanted(self, assignment: Assignment) -> bool:
+        """Whether the assignment asks for a score of a model that was not sent yet."""
+        return self._scoring.is_wanted(assignment)
+
+    async def score(self, assignment: Assignment, report: Report) -> EvaluationReport:
+        """Score the model that the assignment asks for on this member's data.
+
+        Raises:
+            BusError: the broker is away, or refuses what we send.
+        """
+        report("evaluate", 0.0)
+        site = assignment.site(self._data, self._labels)
+        sent = await self._scoring.score(assignment, site, lambda digest: self._model(digest, _untold))
+        report("evaluate", 1.0)
+        return sent
 
     def spooled(self) -> dict[str, RoundRef]:
         """Assignments that have files: keys and rounds. A stray file is none."""
@@ -85,9 +104,17 @@ class Work:
         spool = Spool(self._spools / assignment.key)
         update = spool.load()
         if update is None:
+            if self.is_score_wanted(assignment):
+                with step("evaluate"):
+                    await self.score(assignment, report)
             table, trained = await self._train(assignment, spool, report)
-            update = await asyncio.to_thread(self._encode, assignment, spool, table, trained, report)
-        await self._upload(spool, update, report)
+            with step("encode") as span:
+                update = await asyncio.to_thread(self._encode, assignment, spool, table, trained, report)
+                span.attributes["bytes"] = update.manifest.size_bytes
+        manifest = update.manifest
+        note(attempt=manifest.attempt, bytes=manifest.size_bytes, examples=manifest.num_examples)
+        with step("upload", attempt=manifest.attempt, bytes=manifest.size_bytes) as span:
+            await self._upload(spool, update, report, span)
         await asyncio.to_thread(spool.save, update.model_copy(update={"sent": True}))
         return update
 
@@ -98,22 +125,31 @@ class Work:
         if base is None:
             report("train", 0.0)
             # The plan's own seed: every member makes the same first model.
-            table = await self._trainer.init(plan.task, plan.train, plan.seed, spool.delta)
+            with step("train"):
+                table = await self._trainer.init(plan.task, plan.train, plan.seed, spool.delta)
             return table, Trained(num_examples=1)
         report("download", 0.0)
-        model, table = await self._model(base, lambda fraction: report("download", fraction))
+        with step("download") as span:
+
+            def downloaded(fraction: float) -> None:
+                span.event("chunk", chunk=len(span.events))
+                report("download", fraction)
+
+            model, table = await self._model(base, downloaded)
         report("train", 0.0)
-        trained = await self._trainer.train(
-            plan.task,
-            plan.train,
-            assignment.seed,
-            assignment.ref.number,
-            assignment.site(self._data, self._labels),
-            table,
-            model,
-            spool.delta,
-            lambda fraction: report("train", fraction),
-        )
+        with step("train") as span:
+            trained = await self._trainer.train(
+                plan.task,
+                plan.train,
+                assignment.seed,
+                assignment.ref.number,
+                assignment.site(self._data, self._labels),
+                table,
+                model,
+                spool.delta,
+                lambda fraction: report("train", fraction),
+            )
+            span.attributes["examples"] = trained.num_examples
         return table, trained
 
     async def _model(self, digest: str, progress: Callable[[float], None]) -> tuple[Path, list[TensorSpec]]:
@@ -184,7 +220,7 @@ class Work:
         spool.save(update)
         return update
 
-    async def _upload(self, spool: Spool, update: SpooledUpdate, report: Report) -> None:
+    async def _upload(self, spool: Spool, update: SpooledUpdate, report: Report, span: OpenSpan) -> None:
         report("upload", 0.0)
         manifest, publisher = update.manifest, Publisher(self._bus)
         seat = (manifest.run, manifest.round, manifest.worker, manifest.node, manifest.attempt)
@@ -198,7 +234,9 @@ class Work:
             done = [sum(update.sizes) - sum(update.sizes[i] for i in missing)]
 
             def stored(subject: str, size: int) -> None:
-                spool.note_stored(int(subject.rsplit(".", 1)[1]))
+                index = int(subject.rsplit(".", 1)[1])
+                spool.note_stored(index)
+                span.event("chunk", chunk=index, bytes=size)
                 done[0] += size
                 report("upload", done[0] / manifest.size_bytes)
 
@@ -209,3 +247,7 @@ class Work:
             await publisher.put_all(chunks(), stored)
         await publisher.put(subjects.update(*seat, "manifest"), manifest.pack())
         report("upload", 1.0)
+
+
+def _untold(fraction: float) -> None:
+    """A download of which nobody needs to hear."""

@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from typing import Any, Self
 
+import numpy as np
+from fedbus_schemas import subjects
 from fedbus_schemas.ids import RoundRef
-from fedbus_schemas.messages import AskWaiting, RunRecord, Started, StartRun, Waiting
+from fedbus_schemas.messages import (
+    Aborting,
+    AbortRun,
+    AskWaiting,
+    Progress,
+    RunRecord,
+    Started,
+    StartRun,
+    Waiting,
+)
 from fedbus_schemas.report import RoundReport, RunReport, RunSummary
+from pydantic import ValidationError
 
+from fedbus.api.members import Members
+from fedbus.api.models import Models
+from fedbus.api.traces import Trace, read_trace
 from fedbus.base.clock import random_token
 from fedbus.base.errors import BusError, BusUnavailable, NotAcked, UnknownRun
-from fedbus.bus import Bus, Credentials
+from fedbus.bus import Bus, Credentials, Message
 from fedbus.bus.log import RoundLog, read_round
 from fedbus.bus.micro import ask
+from fedbus.bus.models import load_model, read_manifest
 from fedbus.bus.runs import Runs
 from fedbus.bus.store import persist
-from fedbus.rounds.evaluating import wanting
+from fedbus.codec.grid import Grid, order
+from fedbus.rounds.evaluating import due, wanting
 from fedbus.rounds.fold import Round
 from fedbus.rounds.report import round_report, run_report, run_summary
+from fedbus.tasks.vector import unflatten
 
 # How long a finished run is watched for scores that are due.
 SCORE_WAIT_S = 60.0
@@ -33,6 +52,7 @@ class Federation:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._runs = Runs(bus)
+        self.members = Members(bus)
 
     @classmethod
     async def connect(cls, credentials: Credentials) -> Self:
@@ -43,10 +63,19 @@ class Federation:
         """
         return cls(await Bus.connect(credentials))
 
+    @property
+    def models(self) -> Models:
+        """The registry of models."""
+        return Models(self._bus)
+
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Disconnect. Runs go on without us."""
         await self._bus.close()
 
     async def start(self, plan: dict[str, Any], name: str | None = None) -> str:
@@ -104,12 +133,75 @@ class Federation:
             )
         return round_report(number, round_)
 
+    async def trace(self, run: str, number: int) -> Trace:
+        """The spans of one round, of all parties, as far as they have come.
+
+        Raises:
+            UnknownRun: no such run, or it has no such round yet.
+        """
+        return await read_trace(self._bus, RoundRef(run, number))
+
     async def waiting(self, run: str) -> str | None:
         """What a run waits for, as the planner says; None when it does not wait."""
         try:
             return (await ask(self._bus, "planner", "waiting", AskWaiting(run=run), Waiting)).reason
         except BusError as error:
             return error.message
+
+    async def abort(self, run: str, reason: str | None = None) -> str:
+        """End a run: its open round is aborted, and its workers stop. Returns the reason that is recorded.
+
+        Raises:
+            UnknownRun: there is none of that name.
+            RunEnded: it is over already.
+        """
+        wish = AbortRun(run=run, reason=reason) if reason else AbortRun(run=run)
+        return (await ask(self._bus, "planner", "abort", wish, Aborting)).reason
+
+    async def model(self, run: str) -> dict[str, np.ndarray]:
+        """The last model of a run, as named numpy arrays in the dtypes of the task's tensors.
+
+        Raises:
+            UnknownRun: there is none of that name, or it has made no model yet.
+        """
+        report = await self.run(run)
+        if report.model is None:
+            raise UnknownRun(f"{run} has made no model yet")
+        manifest = await read_manifest(self._bus, report.model)
+        values = np.empty(Grid.of(manifest.table).size, np.float32)
+        await load_model(self._bus, manifest, values)
+        return unflatten(values, [tensor.model_dump() for tensor in order(manifest.table)])
+
+    async def hear_progress(self, heard: Callable[[Progress], None]) -> None:
+        """Be told, from now on and as long as this connection lives, how far workers are. It may be lost."""
+
+        def hear(message: Message) -> None:
+            with suppress(ValidationError):
+                progress = Progress.model_validate_json(message.data)
+                if message.subject == subjects.progress(progress.worker):
+                    heard(progress)
+
+        await self._bus.subscribe(subjects.ALL_PROGRESS, hear)
+
+    async def rounds(self, name: str) -> AsyncGenerator[RoundReport]:
+        """Follow a run round by round: each one once, when it has ended and its score is in, if one is due.
+
+        Ends with the run. What `watch` yields says more; this is what most programs want. Scores are not
+        waited for where no evaluator runs, nor one that was passed over.
+        """
+        record, _ = await self._runs.get(name)
+        scored = await self._evaluator_answers()
+        told = 0
+        last: RunReport | None = None
+        async for last in self.watch(name):
+            for report in last.rounds[told:]:
+                over = report.state in ("finished", "aborted")
+                if not over or (scored and _lacks_score(record, last, report)):
+                    break
+                told += 1
+                yield report
+        for report in last.rounds[told:] if last else []:
+            yield report
 
     async def watch(self, name: str) -> AsyncGenerator[RunReport]:
         """Follow a run: its report at every change, until it has ended and every score that is due is in.
@@ -126,11 +218,15 @@ class Federation:
             log.rounds[RoundRef(name, number)] = round_
         await log.start(record.open_seq)
         ended_at: float | None = None
+        quiet = False  # nothing happened for a while
         loop = asyncio.get_running_loop()
         try:
             while True:
                 report = run_report(record, log.of(name))
-                if report.state == "waiting":
+                between = report.state == "running" and all(round_.ended for round_ in log.of(name).values())
+                if report.state == "waiting" or (between and quiet):
+                    # Between rounds no log entry says what the run waits for, or that it was aborted.
+                    record, _ = await persist(self._bus, lambda: self._runs.get(name))
                     report = run_report(record, log.of(name), await self.waiting(name))
                 yield report
                 if report.state in ("finished", "aborted"):
@@ -138,17 +234,33 @@ class Federation:
                     if not await self._scores_to_come(record, log.of(name), loop.time() - ended_at):
                         return
                 changed.clear()
+                quiet = False
                 try:
                     async with asyncio.timeout(TICK_S):
                         await changed.wait()
                 except TimeoutError:
-                    continue
+                    quiet = True
         finally:
             await log.close()
 
     async def _scores_to_come(self, record: RunRecord, rounds: dict[int, Round], waited_s: float) -> bool:
         if waited_s > SCORE_WAIT_S or not any(wanting(record.plan, n, r) for n, r in rounds.items()):
             return False
+        return await self._evaluator_answers()
+
+    async def wait_for(self, service: str, timeout_s: float = 30.0) -> None:
+        """Return once a service with commands answers.
+
+        Raises:
+            BusUnavailable: it does not, in that time.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await persist(self._bus, lambda: self._bus.request(f"$SRV.PING.{service}", timeout_s=1.0))
+        except TimeoutError:
+            raise BusUnavailable(f"the {service} did not answer within {timeout_s:g} s") from None
+
+    async def _evaluator_answers(self) -> bool:
         try:
             await self._bus.request("$SRV.PING.evaluator", timeout_s=1.0)
         except BusError:
@@ -170,3 +282,20 @@ class Federation:
             if round_.opened is not None:
                 rounds[number] = round_
         return rounds
+
+
+def _lacks_score(record: RunRecord, run: RunReport, report: RoundReport) -> bool:
+    """Whether a score of the round is due and may still come: models are scored in their order."""
+    later = [r for r in run.rounds if r.round > report.round and due(record.plan, r.round)]
+    return not _scored(record, report) and not any(_scored(record, r) for r in later)
+
+
+def _scored(record: RunRecord, report: RoundReport) -> bool:
+    """Whether a round has the scores that its plan wants, or the reason why it has none."""
+    if report.state == "aborted" or not due(record.plan, report.round):
+        return True
+    if report.reason and report.reason.startswith("not scored"):
+        return True
+    federated = any(name.startswith("federated_") for name in report.metrics)
+    central = any(not name.startswith(("train_", "federated_")) for name in report.metrics)
+    return central >= record.plan.evaluate.central and federated >= record.plan.evaluate.federated

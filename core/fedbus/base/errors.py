@@ -4,10 +4,12 @@
       ConfigError             10  a setting or an argument is missing or wrong
       ContractError           20  a message breaks its schema
         RemoteContractError       a peer sent it: refuse, name the peer
-      RoundError              30  PlanRefused, UnknownName, UnknownRun, RunAborted
+      RoundError              30  PlanRefused, UnknownName, UnknownRun, RunAborted, RunEnded,
+                                  UnknownModel, ModelRefused
       CodecError              40  ChunkRefused, DigestMismatch
       BusError                50  BusUnavailable, AuthRefused, NotAcked, StreamFull, StreamMissing,
                                   PayloadTooLarge, ServerTooOld
+      EnrolmentError          60  InviteRefused, UnknownInvite, NameTaken, UnknownWorker
       TaskError               70  TaskMissing, TaskFailed, ChildDied: the user's training code, not ours
 
 The docstring is the default message. `retryable` says whether the same call may succeed later.
@@ -85,6 +87,18 @@ class RunAborted(RoundError):
     """The run ended without a model."""
 
 
+class RunEnded(RoundError):
+    """The run is over: nothing can be changed about it any more."""
+
+
+class UnknownModel(RoundError):
+    """The registry has no such model."""
+
+
+class ModelRefused(RoundError):
+    """The model cannot be imported."""
+
+
 class CodecError(FedbusError):
     """Bytes cannot be decoded."""
 
@@ -137,6 +151,28 @@ class PayloadTooLarge(BusError):
 
 class ServerTooOld(BusError):
     """The NATS server lacks what fedbus needs."""
+
+
+class EnrolmentError(FedbusError):
+    """A worker cannot be admitted or is not known."""
+
+    exit_code = 60
+
+
+class InviteRefused(EnrolmentError):
+    """The invitation is wrong, expired, used up or revoked."""
+
+
+class UnknownInvite(EnrolmentError):
+    """No invitation has this id."""
+
+
+class NameTaken(EnrolmentError):
+    """Another worker has this name."""
+
+
+class UnknownWorker(EnrolmentError):
+    """No worker has this name."""
 
 
 class TaskError(FedbusError):

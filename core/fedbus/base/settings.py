@@ -19,8 +19,16 @@ VARIABLES: dict[str, str] = {
     "FEDBUS_URL": "broker to connect to, credentials included: nats://user:password@host:4222",
     "FEDBUS_NATS_SERVER": "path of a nats-server binary to embed instead of the shipped one",
     "FEDBUS_STATE": "folder for a worker's spool and cache",
+    "FEDBUS_TELEMETRY": "on or off: whether a process makes spans (default on)",
     "FEDBUS_LOG": "log level: debug, info, warning or error",
 }
+
+# OpenTelemetry's own variables that say where spans go.
+OTEL_VARIABLES = (
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+)
 
 
 class Settings(BaseModel):
@@ -65,6 +73,11 @@ def check_environment(environ: Mapping[str, str]) -> None:
                 + (f"; did you mean {PREFIX}{close}?" if close else ""),
                 hint=f"known: {', '.join(VARIABLES)}",
             )
+
+
+def otel_variables() -> dict[str, str]:
+    """OpenTelemetry's variables that are set."""
+    return {name: value for name in OTEL_VARIABLES if (value := os.environ.get(name))}
 
 
 def variable(name: str) -> str | None:

@@ -6,10 +6,11 @@ ordinary tools show it. Deletions are not used.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from fedbus.bus.connection import Bus
-from fedbus.bus.store import WRONG_LAST, JetStreamError, leader_get, list_subjects, put
+from fedbus.bus.store import READS_IN_FLIGHT, WRONG_LAST, JetStreamError, leader_get, list_subjects, put
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,15 @@ class Bucket:
         prefix = self._subject("")
         subjects = await list_subjects(self._bus, f"KV_{self._name}", self._subject(">"))
         return sorted(subject.removeprefix(prefix) for subject in subjects)
+
+    async def all(self, prefix: str = "") -> list[Entry]:
+        """Every key that begins so, with its value; sorted."""
+        chosen = [key for key in await self.keys() if key.startswith(prefix)]
+        found: list[Entry] = []
+        for i in range(0, len(chosen), READS_IN_FLIGHT):
+            some = await asyncio.gather(*(self.get(key) for key in chosen[i : i + READS_IN_FLIGHT]))
+            found += [entry for entry in some if entry is not None]
+        return found
 
     def _subject(self, key: str) -> str:
         return f"$KV.{self._name}.{key}"

@@ -26,6 +26,8 @@ SHARES = {
     subjects.TELEMETRY: 0.01,
 }
 SMALL_SHARE, SMALL_BYTES = 0.01, 64 << 20  # of each of the others, whichever is less
+# A message with spans. With the number kept of each party, it bounds what a noisy worker can fill.
+TELEMETRY_BYTES = 64 << 10
 UNLIMITED_STORAGE = 20 << 30  # what to assume of a site's own broker that sets no limit
 
 
@@ -90,7 +92,13 @@ def streams(storage_bytes: int) -> list[dict[str, Any]]:
         ),
         stream(subjects.MODELS, "fb.model.>", **write_once),
         stream(subjects.EVENTS, "fb.event.>", **loose),
-        stream(subjects.TELEMETRY, "fb.otel.*", max_msgs_per_subject=1000, **loose),
+        stream(
+            subjects.TELEMETRY,
+            subjects.ALL_TELEMETRY,
+            max_msgs_per_subject=1000,
+            max_msg_size=TELEMETRY_BYTES,
+            **loose,
+        ),
         *buckets,
     ]
 

@@ -9,8 +9,14 @@ import click
 
 from fedbus.base.errors import FedbusError
 from fedbus.base.settings import check_environment
+from fedbus.cli.completion import completion
 from fedbus.cli.demo import demo
+from fedbus.cli.members import invite_group, worker_group
+from fedbus.cli.models import model_group
+from fedbus.cli.plans import plan_group
 from fedbus.cli.rounds import round_group
+from fedbus.cli.up import up
+from fedbus.cli.waterfall import trace
 
 
 @click.group()
@@ -24,5 +30,12 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
+round_group.add_command(trace)
 main.add_command(round_group)
+main.add_command(model_group)
 main.add_command(demo)
+main.add_command(invite_group)
+main.add_command(worker_group)
+main.add_command(up)
+main.add_command(plan_group)
+main.add_command(completion)

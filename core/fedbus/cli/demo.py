@@ -1,4 +1,4 @@
-"""`fedbus demo`: the processes that a person would start by hand, and a trained model at the end."""
+"""`fedbus demo`: the processes that `fedbus up` and `fedbus-worker join` start, and a trained model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from rich.console import Console
 
 from fedbus.api.federation import Federation
 from fedbus.base.errors import ConfigError
+from fedbus.cli.chart import bars, write_png
+from fedbus.cli.display import finish, follow
 from fedbus.cli.output import console, dir_option, json_option, print_json, reporting
-from fedbus.cli.rounds import finish, follow
 from fedbus.runtime.identity import stack_folder
+from fedbus.runtime.rights import SERVICES
 from fedbus.runtime.stack import LocalStack
+from fedbus.runtime.supervisor import Supervisor
+
+# A process that ends so often in a row will not come up: better say so than try for ever.
+PATIENCE = 5
 
 
 @click.command()
@@ -27,17 +33,17 @@ from fedbus.runtime.stack import LocalStack
 def demo(rounds: int, workers: int, folder: Path | None, as_json: bool) -> None:
     """Train a model on real images of digits, in processes on this machine.
 
-    Broker, planner, aggregator, evaluator and workers are started, and stopped at the
-    end. Each worker holds its own part of the data, cut unevenly (dirichlet, alpha 0.3).
+    Broker, services and workers are started, supervised, and stopped at the end. Each
+    worker holds its own part of the data, cut unevenly (dirichlet, alpha 0.3).
     """
     if importlib.util.find_spec("torch") is None:
         raise ConfigError("the demo needs torch", hint="pip install 'fedbus[demo]'")
     out = Console(stderr=True) if as_json else console()
     home = stack_folder(folder) / "demo"
-    home.mkdir(parents=True, exist_ok=True)
     report = asyncio.run(_demo(home, rounds, workers, out))
     if as_json:
         print_json(report)
+    _conclude(report, home, out)
     finish(report)
 
 
@@ -49,29 +55,46 @@ async def _demo(folder: Path, rounds: int, workers: int, out: Console) -> RunRep
         "data": {"partition": "dirichlet", "alpha": 0.3, "parts": workers},
         "cohort": {"min": workers},
         "close": {"deadline_s": 120.0},
+        # One epoch more than the task's default: no round falls back by more than a few images.
+        "train": {"epochs": 3},
     }
     async with LocalStack(folder) as stack:
-        out.print(
-            f"starting broker ({stack.broker.url}), planner, aggregator, evaluator and {workers} workers"
-        )
+        out.print(f"starting broker ({stack.broker.url}), {', '.join(SERVICES)} and {workers} workers")
         stack.start_services()
         for number in range(1, workers + 1):
             stack.start_worker(f"w{number}")
+        supervising = asyncio.create_task(
+            Supervisor(stack, lambda line: out.print(line, markup=False), PATIENCE).run()
+        )
         async with await Federation.connect(stack.broker.accounts.credentials("operator")) as federation:
             run = await federation.start(plan)
-            report = await _follow(federation, stack, run, out)
-    out.print(f"kept in {folder}: the log of every process in logs/, the streams in broker/")
-    return report
+            following = asyncio.create_task(follow(federation, run, out))
+            tasks = [supervising, following]
+            try:
+                # Supervision ends by an error only, which is raised here.
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                return await (following if following.done() else supervising)  # type: ignore[return-value]
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _follow(federation: Federation, stack: LocalStack, run: str, out: Console) -> RunReport:
-    """Follow the run, and notice a process that ends before it."""
-    following = asyncio.create_task(follow(federation, run, out))
-    try:
-        while not following.done():
-            await asyncio.wait([following], timeout=1.0)
-            stack.check()
-        return following.result()
-    finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+def _conclude(report: RunReport, folder: Path, out: Console) -> None:
+    """What came of it: a chart, where everything is, what to do next."""
+    accuracy = [r.metrics["accuracy"] for r in report.rounds if "accuracy" in r.metrics]
+    if accuracy:
+        picture = folder / f"{report.run}-accuracy.png"
+        write_png(accuracy, picture)
+        out.print("accuracy on held-out images, by round")
+        for line in bars(accuracy):
+            out.print(line, markup=False)
+        out.print(f"final held-out accuracy: {accuracy[-1]:.4f}; the chart is in {picture}", soft_wrap=True)
+    out.print(f"kept in {folder}: the log of every process in logs/, the streams in broker/", soft_wrap=True)
+    out.print("try next:")
+    out.print("  fedbus plan init my-plan.yaml    # a plan of your own")
+    out.print(
+        f"  fedbus up --dir {folder}    # the same federation again; then, in another terminal:",
+        soft_wrap=True,
+    )
+    out.print(f"  fedbus round show {report.run}/1 --dir {folder}", soft_wrap=True)

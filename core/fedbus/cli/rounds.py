@@ -1,19 +1,18 @@
-"""`fedbus round start | show | list`."""
+"""`fedbus round start | show | list | watch | abort`."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 from fedbus_schemas.ids import parse_ref
 from fedbus_schemas.report import RoundReport, RunReport, RunSummary
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from fedbus.api.federation import Federation
-from fedbus.base.errors import ConfigError, RunAborted
+from fedbus.api.planfile import read_plan_file
+from fedbus.base.errors import ConfigError
+from fedbus.cli.display import finish, follow
 from fedbus.cli.output import (
     console,
     dir_option,
@@ -26,7 +25,7 @@ from fedbus.cli.output import (
     url_option,
     with_federation,
 )
-from fedbus.cli.planfile import read_plan_file
+from fedbus.rounds.planning import MOST_REASON
 
 
 @click.group("round")
@@ -124,45 +123,46 @@ def list_(run: str | None, folder: Path | None, url: str | None, as_json: bool) 
         click.echo("no runs yet: start one with `fedbus round start PLAN`")
 
 
-async def follow(federation: Federation, run: str, out: Console) -> RunReport:
-    """Show a run until its end: live on a terminal, else a line for each round; then the table."""
-    report: RunReport | None = None
-    if out.is_terminal:
-        with Live(Text(f"{run} ..."), console=out, refresh_per_second=4) as live:
-            async for report in federation.watch(run):
-                live.update(round_table(report))
-    else:
-        told: set[str] = set()
+@round_group.command()
+@click.argument("run")
+@dir_option
+@url_option
+@json_option
+@reporting
+def watch(run: str, folder: Path | None, url: str | None, as_json: bool) -> None:
+    """Follow RUN to its end; fails when it aborts. Ctrl-C ends the watching, not the run."""
+
+    async def work(federation: Federation) -> RunReport:
+        return await follow(federation, run, Console(stderr=True) if as_json else console())
+
+    report = with_federation(folder, url, work)
+    if as_json:
+        print_json(report)
+    finish(report)
+
+
+@round_group.command()
+@click.argument("run")
+@click.option("--reason", help="Why; it stands in the log, and everybody is told.")
+@dir_option
+@url_option
+@json_option
+@reporting
+def abort(run: str, reason: str | None, folder: Path | None, url: str | None, as_json: bool) -> None:
+    """End RUN now: its open round is aborted, and its workers stop."""
+    if reason is not None and not 0 < len(reason) <= MOST_REASON:
+        raise ConfigError(f"--reason takes 1 to {MOST_REASON} characters")
+
+    async def work(federation: Federation) -> RunReport:
+        await federation.abort(run, reason)
+        # The planner has stored the wish; the log says when it is done.
         async for report in federation.watch(run):
-            for line in _lines(report):
-                if line not in told:
-                    told.add(line)
-                    out.print(line, markup=False)
-        if report is not None:
-            out.print(round_table(report))
-    assert report is not None, "a watch yields at least once"
-    return report
+            if report.state in ("finished", "aborted"):
+                break
+        return report
 
-
-def _lines(report: RunReport) -> list[str]:
-    """What is worth a line of a log: waits, and rounds that ended."""
-    waits = [f"{report.run} waits: {report.reason}"] if report.state == "waiting" and report.reason else []
-    ended = [r for r in report.rounds if r.state in ("finished", "aborted")]
-    return waits + [f"{report.run}/{r.round} {r.state}: {_said(r)}" for r in ended]
-
-
-def _said(r: RoundReport) -> str:
-    said = f"{r.accepted}/{len(r.cohort)} updates, {r.seconds or 0:.2f} s"
-    return f"{said}, {r.reason}" if r.reason else said
-
-
-def finish(report: RunReport) -> None:
-    """Exit with an error when the run was aborted.
-
-    Raises:
-        RunAborted: says why.
-    """
-    if report.state == "aborted":
-        error = RunAborted(f"{report.run} was aborted: {report.reason}")
-        click.echo(f"error[{error.code}]: {error.message}", err=True)
-        sys.exit(error.exit_code)
+    report = with_federation(folder, url, work)
+    if as_json:
+        print_json(report)
+    else:
+        click.echo(f"{report.run} {report.state}: {report.reason or 'its last round was over already'}")

@@ -47,7 +47,8 @@ class Round:
     voided: list[Voided] = field(default_factory=list)
     closing: Closing | None = None
     aggregated: Aggregated | None = None
-    evaluated: Evaluated | None = None
+    evaluated: Evaluated | None = None  # on held-out data
+    federated: Evaluated | None = None  # by the cohort, on its own data
     finished: Finished | None = None
     aborted: Aborted | None = None
     first_seq: int = 0
@@ -216,7 +217,10 @@ class Round:
             case Aggregated() if self.closing:
                 self.aggregated = entry
             case Evaluated() if self.aggregated and self.aggregated.model == entry.model:
-                self.evaluated = entry
+                if entry.federated:
+                    self.federated = entry
+                else:
+                    self.evaluated = entry
             case Finished() if self.aggregated:
                 self.finished = entry
             case Aborted() if not self.aggregated:

@@ -17,6 +17,7 @@ from fedbus_schemas.messages import Announcement, EndedRound, Notice, RunRecord
 from fedbus_schemas.plan import Plan
 
 from fedbus.rounds.close import Abort, Attempt, Close, Hold, ListManifests, resolve, rule, seats
+from fedbus.rounds.evaluating import last_score_s, to_score
 from fedbus.rounds.fold import Round
 from fedbus.rounds.roster import BEAT_S, LOST_AFTER_S, Exclusion, Roster
 
@@ -132,6 +133,8 @@ def next_step(
         now: seconds since 1970.
         start: digest and size of the model to start from, where the plan names a run.
     """
+    if record.abort is not None:
+        return _abort(record.abort, rounds, following, now)
     if record.done:
         return Done()
     opened = [n for n, r in rounds.items() if r.opened is not None]
@@ -151,7 +154,9 @@ def next_step(
             return Append(number, Finished(at=now))
         case "finished":
             if number >= record.plan.rounds:
-                return _announced(following, number, "closed") or Done()
+                # Once more where the members shall score the last model: that is said when it is made.
+                state = "scoring" if to_score(record.plan, number, round_) else "closed"
+                return _announced(following, number, state) or Done()
             made = round_.aggregated
             assert made is not None
             step: Step
@@ -172,6 +177,23 @@ def next_step(
     return _announced(following, number, "open") or _open_round(
         record.name, number, round_, following, roster, now
     )
+
+
+def _abort(reason: str, rounds: Mapping[int, Round], following: Following, now: float) -> Step:
+    """End a run as the operator wants, even where another planner opened one more round meanwhile.
+
+    A round that has made its model keeps it: there is nothing left to stop.
+    """
+    opened = [n for n, r in rounds.items() if r.opened is not None]
+    if not opened:
+        return Done()
+    number = max(opened)
+    match rounds[number].state:
+        case "open" | "closing":
+            return Append(number, Aborted(at=now, code="operator", reason=reason))
+        case "aggregated":
+            return Append(number, Finished(at=now))
+    return _announced(following, number, "closed") or Done()
 
 
 def _adopted(round_: Round, following: Following) -> bool:
@@ -285,6 +307,8 @@ def announcement(record: RunRecord, number: int, round_: Round, ended: Mapping[i
         deadline_s=opened.deadline_s,
         traceparent=f"00-{opened.trace_id}-{opened.span_id}-01",
         ended=None if last is None else EndedRound(round=last, accepted=_in_the_model(closed[last])),
+        score=to_score(record.plan, number, round_),
+        score_until=round_.finished.at + last_score_s(record.plan) if round_.finished else None,
     )
 
 

@@ -12,6 +12,8 @@ from fedbus_schemas.report import RefusalReport, RoundReport, RunReport, RunStat
 
 from fedbus.rounds.fold import Round
 
+MOST_UNSCORED = 5  # members named in a round's reason
+
 
 def round_report(number: int, round_: Round) -> RoundReport:
     """Report one round that was opened."""
@@ -41,7 +43,7 @@ def round_report(number: int, round_: Round) -> RoundReport:
         bytes_down=opened.base_bytes * len(round_.members),
         model=round_.aggregated.model if round_.aggregated else None,
         trace_id=opened.trace_id,
-        metrics=_metrics(round_),
+        metrics=round_metrics(round_),
         kpis={
             "participation": len(round_.counted) / len(round_.members),
             "mb_per_client": (bytes_up / len(round_.accepted) / 1e6 if round_.accepted else 0.0)
@@ -61,7 +63,8 @@ def run_report(record: RunRecord, rounds: Mapping[int, Round], waiting: str | No
     opened = {n: r for n, r in sorted(rounds.items()) if r.opened is not None}
     made = [r.aggregated.model for r in opened.values() if r.aggregated]
     last = opened[max(opened)] if opened else None
-    reason = waiting or (last.aborted.reason if last and last.aborted else None)
+    ended = last.aborted.reason if last and last.aborted else record.abort
+    reason = ended if run_state(record, opened) == "aborted" else waiting
     return RunReport(
         run=record.name,
         state=run_state(record, opened),
@@ -72,14 +75,19 @@ def run_report(record: RunRecord, rounds: Mapping[int, Round], waiting: str | No
 
 
 def run_state(record: RunRecord, rounds: Mapping[int, Round]) -> RunState:
-    """What state a run is in: that of its last round, since rounds follow one another."""
+    """What state a run is in: that of its last round, since rounds follow one another.
+
+    A run that the operator ended between two rounds, or before the first, has no round that says so.
+    """
     if not rounds:
-        return "waiting"
+        return "waiting" if record.abort is None else "aborted"
     number = max(rounds)
     last = rounds[number]
     if last.aborted:
         return "aborted"
-    return "finished" if last.finished and number >= record.plan.rounds else "running"
+    if last.finished and number >= record.plan.rounds:
+        return "finished"
+    return "aborted" if last.finished and record.abort is not None else "running"
 
 
 def run_summary(record: RunRecord, rounds: Mapping[int, Round]) -> RunSummary:
@@ -91,7 +99,7 @@ def run_summary(record: RunRecord, rounds: Mapping[int, Round]) -> RunSummary:
     """
     number = max(rounds, default=0)
     made = [(n, r.aggregated.model) for n, r in sorted(rounds.items()) if r.aggregated]
-    scored = [r for _, r in sorted(rounds.items()) if r.evaluated]
+    scored = [r for _, r in sorted(rounds.items()) if r.evaluated or r.federated]
     return RunSummary(
         run=record.name,
         state=run_state(record, rounds),
@@ -99,7 +107,7 @@ def run_summary(record: RunRecord, rounds: Mapping[int, Round]) -> RunSummary:
         rounds_done=number if number in rounds and rounds[number].ended else max(0, number - 1),
         rounds=record.plan.rounds,
         model=made[-1][1] if made else None,
-        metrics=_metrics(scored[-1]) if scored else {},
+        metrics=round_metrics(scored[-1]) if scored else {},
     )
 
 
@@ -116,12 +124,23 @@ def _reason(round_: Round) -> str | None:
         return round_.closing.reason
     if round_.evaluated and round_.evaluated.failed:
         return f"not scored: {round_.evaluated.failed}"
+    score = round_.federated.federated if round_.federated else None
+    if score and score.failed:
+        said = [f"{each.worker}: {each.reason}" for each in score.failed[:MOST_UNSCORED]]
+        more = [f"and {len(score.failed) - len(said)} more"] if len(score.failed) > len(said) else []
+        return "not scored by " + "; ".join([*said, *more])
     return None
 
 
-def _metrics(round_: Round) -> dict[str, float]:
-    """Held-out metrics as they are; the workers' own as `train_<name>`, weighted by examples."""
+def round_metrics(round_: Round) -> dict[str, float]:
+    """Held-out metrics as they are; the workers' own, weighted by examples.
+
+    `train_<name>` are those of their training, `federated_<name>` those of the new model on their data.
+    """
     metrics = {f"train_{name}": value for name, value in _weighted(round_.counted).items()}
+    if round_.federated and round_.federated.federated:
+        found = round_.federated.federated.metrics
+        metrics.update({f"federated_{name}": value for name, value in found.items()})
     if round_.evaluated:
         metrics.update(round_.evaluated.metrics)
     return metrics

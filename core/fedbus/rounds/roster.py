@@ -6,6 +6,7 @@ one beat, and starts the liveness clocks afresh.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedbus_schemas.messages import Beat, Progress
@@ -22,11 +23,15 @@ MOST_PROGRESS = 256
 
 @dataclass(slots=True)
 class Presence:
-    """One worker as last heard. `at` is the listener's own clock, in seconds since 1970."""
+    """One worker as last heard. `at` and `first` are by the listener's own clock, in seconds since 1970.
+
+    `first` is when this process of the worker was first heard.
+    """
 
     beat: Beat
     at: float
     progress: dict[tuple[str, int, str], Progress] = field(default_factory=dict)
+    first: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class Roster:
     def __init__(self) -> None:
         self.workers: dict[str, Presence] = {}
         self._first_heard: float | None = None
+        self._terms: dict[str, dict[str, str]] = {}
 
     def settled(self, now: float) -> bool:
         """Whether everyone who is here has been heard."""
@@ -55,11 +61,26 @@ class Roster:
             self._first_heard = at
         known = self.workers.get(beat.worker)
         if known is None:
-            self.workers[beat.worker] = Presence(beat, at)
+            self.workers[beat.worker] = Presence(beat, at, first=at)
             return True
         news = at - known.at > LOST_AFTER_S or _says(beat) != _says(known.beat)
+        if beat.incarnation != known.beat.incarnation:
+            known.first = at
         known.beat, known.at = beat, at
         return news
+
+    def admit(self, worker: str, terms: Mapping[str, str]) -> None:
+        """Note the labels that an invitation gave a worker; its own word cannot change them."""
+        self._terms[worker] = dict(terms)
+
+    def labels(self, worker: str) -> dict[str, str]:
+        """What a worker that was heard is labelled with: its own labels under those of its invitation."""
+        return {**self.workers[worker].beat.labels, **self._terms.get(worker, {})}
+
+    def obstacle(self, worker: str, plan: Plan, now: float) -> Exclusion | None:
+        """Why one worker that was heard cannot take part under a plan; None: it can."""
+        found = self._obstacle(worker, plan, now)
+        return None if found is None else Exclusion(worker, *found)
 
     def hear_progress(self, progress: Progress, at: float) -> None:
         """Note progress; it proves life as a beat does."""
@@ -114,7 +135,7 @@ class Roster:
         if plan.codec.up.name not in beat.capabilities.codecs:
             return "codec", f"codec {plan.codec.up.name} is not installed there"
         for label, wanted in plan.cohort.require.items():
-            have = beat.labels.get(label)
+            have = self.labels(name).get(label)
             if have != wanted:
                 return "labels", f"labels do not match: {label} is {have or 'not set'}, wanted {wanted}"
         return None

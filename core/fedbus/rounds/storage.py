@@ -32,7 +32,10 @@ def shortage(
 
 def obsolete(plan: Plan, number: int) -> int:
     """The highest round whose updates need not be kept once round `number` is open; -1: none."""
-    return -1 if plan.retain == "all" else number - 1 - plan.retain.rounds
+    if plan.retain == "all":
+        return -1
+    # The cohort's scores of a model are collected when the round that follows has closed.
+    return number - 1 - max(plan.retain.rounds, 1 if plan.evaluate.federated else 0)
 
 
 def expendable(stored: Iterable[RoundRef], records: Mapping[str, RunRecord]) -> list[RoundRef]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import threading
 import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -78,6 +80,21 @@ class Broker:
         """Whether the server process lives."""
         return self._server is not None and self._server.process.poll() is None
 
+    def exit_code(self) -> int | None:
+        """How the server ended; None while it runs, or where it was never started."""
+        return self._server.process.poll() if self._server else None
+
+    def kill(self) -> None:
+        """SIGKILL the server, if it runs."""
+        if self._server is not None and self.running():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._server.pid, signal.SIGKILL)
+
+    def note_processes(self, processes: dict[str, int]) -> None:
+        """Let `stack.json` name other processes of the stack, by name, with their process ids."""
+        self._stack = self._started().model_copy(update={"processes": processes})
+        self._stack.save(self.folder)
+
     def start(self, timeout_s: float = 120.0) -> str:
         """Start the server, or start it again after it died; returns its URL once it accepts connections.
 
@@ -111,7 +128,7 @@ class Broker:
         """Stop the server: SIGTERM, and SIGKILL after 5 s. Does nothing when it does not run."""
         self._let_go()
         if self._stack is not None:
-            self._stack = self._stack.model_copy(update={"broker_pid": None})
+            self._stack = self._stack.model_copy(update={"broker_pid": None, "processes": {}})
             self._stack.save(self.folder)
         if self._claim is not None:
             self._claim.release()
@@ -148,7 +165,8 @@ class Broker:
         self._server = launch(binary, self._home, config, claim.descriptor, timeout_s)
         host = LOOPBACK if self._host in ("0.0.0.0", "::") else self._host  # what a client here dials
         url = f"nats://{bracketed(host)}:{self._server.port}"
-        self._stack = StackFile(url=url, broker_pid=self._server.pid, max_file=max_file)
+        processes = self._stack.processes if self._stack else {}
+        self._stack = StackFile(url=url, broker_pid=self._server.pid, max_file=max_file, processes=processes)
         self._stack.save(self.folder)
 
     def _let_go(self) -> None:
@@ -157,22 +175,53 @@ class Broker:
             self._server = None
 
 
-def add_worker(folder: Path, name: str) -> Credentials:
+def add_worker(folder: Path, name: str, secret: str | None = None) -> Credentials:
     """Give a worker a credential, from any process of this machine; a known worker gets the one it has.
 
     A broker that runs in the folder accepts the credential when this returns.
 
+    Args:
+        folder: the stack's.
+        name: the worker's.
+        secret: what the worker chose; random by default.
+
     Raises:
         ConfigError: the name is not a worker's, or no broker was ever started in the folder.
+        NameTaken: a worker of this name has another secret than the one given.
         BusUnavailable: the broker runs and still refuses the credential.
     """
+    return _admit(folder, name, lambda accounts: accounts.add_worker(name, secret))
+
+
+def add_invite(folder: Path, user: str, secret: str) -> Credentials:
+    """Let the holder of an invitation connect; otherwise as `add_worker`."""
+    return _admit(folder, user, lambda accounts: accounts.add_invite(user, secret))
+
+
+def remove_invites(folder: Path, users: Collection[str]) -> None:
+    """Let holders of these invitations no longer connect; the broker cuts those who are connected.
+
+    Raises:
+        ConfigError: no broker was ever started in the folder.
+    """
+    folder = folder.expanduser().absolute()
+    accounts = Accounts.load_or_create(folder)
+    with accounts.locked():
+        if accounts.remove_invites(users):
+            stack = read_stack(folder)
+            if stack is None:
+                raise ConfigError(f"no broker was started in {folder} yet")
+            _reload(accounts, stack)
+
+
+def _admit(folder: Path, name: str, add: Callable[[Accounts], bool]) -> Credentials:
     folder = folder.expanduser().absolute()
     stack = read_stack(folder)
     if stack is None:
         raise ConfigError(f"no broker was started in {folder} yet")
     accounts = Accounts.load_or_create(folder)
     with accounts.locked():
-        new = accounts.add_worker(name)
+        new = add(accounts)
         stack = read_stack(folder) or stack
         credentials = accounts.credentials(name)
         if stack.broker_pid is None or not is_claimed(folder / "broker" / "lock"):
@@ -185,7 +234,7 @@ def add_worker(folder: Path, name: str) -> Credentials:
             time.sleep(_POLL_S)
             answer = probe(credentials)
     if answer is Answer.REFUSED:
-        raise BusUnavailable(f"the broker still refuses worker {name!r} after {_RELOAD_S:.0f} s")
+        raise BusUnavailable(f"the broker still refuses {name!r} after {_RELOAD_S:.0f} s")
     return credentials
 
 

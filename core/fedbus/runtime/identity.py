@@ -36,6 +36,6 @@ def credentials_of(identity: str, folder: Path | None = None, url: str | None = 
     if read_stack(where) is None:
         raise ConfigError(
             f"no broker: there is no stack in {where}, and no --url was given",
-            hint="start one with: python -m fedbus.runtime.broker",
+            hint="start one with: fedbus up",
         )
     return Accounts(where).credentials(identity)

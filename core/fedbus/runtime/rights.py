@@ -5,7 +5,8 @@ WRK, which has none and imports exactly the worker-facing subjects: the broker d
 subjects, so a worker beside the streams could have acknowledgements stored as log entries.
 
 Every party subscribes under its own inbox prefix only, and services answer commands only under the
-operator's, so no request can name a stream's subject as the place for its answer.
+operator's, so no request can name a stream's subject as the place for its answer. Enroll also answers
+holders of invitations, across the accounts: the broker makes those reply subjects, under `_R_`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from fedbus_schemas.subjects import (
     ALL_ANNOUNCEMENTS,
     ALL_BEATS,
     ALL_PROGRESS,
+    ALL_TELEMETRY,
     ANNOUNCE,
     EVENTS,
     INBOX,
@@ -29,9 +31,11 @@ from fedbus_schemas.subjects import (
     TELEMETRY,
     UPDATES,
     Service,
+    api,
     beat,
     inbox,
     log_of,
+    otel,
     progress,
     update,
 )
@@ -45,14 +49,23 @@ IDENTITIES = (*SERVICES, OPERATOR)
 BUCKETS = (RUNS_BUCKET, ROSTER_BUCKET, REGISTRY_BUCKET)
 STREAMS = (ROUNDS, ANNOUNCE, INBOX, UPDATES, MODELS, EVENTS, TELEMETRY, *(f"KV_{name}" for name in BUCKETS))
 
-_OTEL = "fb.otel.*"
+# The one thing that the holder of an invitation may do.
+JOIN = api("enroll", "join")
 _GET_MODEL = f"$JS.API.DIRECT.GET.{MODELS}.fb.model.>"
 # One request, many answers (`multi_last`): its export needs a streamed response.
 _GET_ANNOUNCEMENTS = f"$JS.API.DIRECT.GET.{ANNOUNCE}"
 _GET_INBOX = f"$JS.API.DIRECT.GET.{INBOX}."
 
 # What crosses from WRK to FED, and back.
-SERVICE_EXPORTS = ("fb.update.>", ALL_BEATS, ALL_PROGRESS, _OTEL, _GET_MODEL, _GET_INBOX + inbox("*"))
+SERVICE_EXPORTS = (
+    "fb.update.>",
+    ALL_BEATS,
+    ALL_PROGRESS,
+    ALL_TELEMETRY,
+    _GET_MODEL,
+    _GET_INBOX + inbox("*"),
+    JOIN,
+)
 STREAMED_EXPORTS = (_GET_ANNOUNCEMENTS,)
 STREAM_EXPORTS = (ALL_ANNOUNCEMENTS, inbox("*"))
 
@@ -82,18 +95,19 @@ _PUBLISHES: dict[str, tuple[str, ...]] = {
     ),
     "aggregator": (log_of("*", "*", "aggregator"), "fb.model.>", *_READS),
     "evaluator": (log_of("*", "*", "evaluator"), f"$KV.{REGISTRY_BUCKET}.>", *_READS),
-    "enroll": (f"$KV.{ROSTER_BUCKET}.>", "fb.event.>", *_READS),
-    OPERATOR: (*_READS, "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST", "fb.api.>", "$SRV.>"),
+    "enroll": (f"$KV.{ROSTER_BUCKET}.>", "fb.event.>", "_R_.>", *_READS),
+    # Models are named by their digest and write-once, so who imports one can change none.
+    OPERATOR: (*_READS, "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST", "fb.api.>", "$SRV.>", "fb.model.>"),
 }
 _SUBSCRIBES: dict[str, tuple[str, ...]] = {
     "planner": _FOLLOWS,
     "aggregator": _FOLLOWS,
     "evaluator": _FOLLOWS,
-    "enroll": (*_FOLLOWS, _OTEL),
-    OPERATOR: ("fb.log.>", ALL_ANNOUNCEMENTS),
+    "enroll": (*_FOLLOWS, ALL_TELEMETRY),
+    OPERATOR: ("fb.log.>", ALL_ANNOUNCEMENTS, ALL_PROGRESS),
 }
 # Services with commands (NATS micro endpoints).
-_ANSWERS = ("planner", "evaluator")
+_ANSWERS = ("planner", "evaluator", "enroll")
 
 
 def rights_of(identity: str) -> Rights:
@@ -103,6 +117,8 @@ def rights_of(identity: str) -> Rights:
         KeyError: the name is neither.
     """
     publish, subscribe = _PUBLISHES[identity], _SUBSCRIBES[identity]
+    if identity in SERVICES:
+        publish = (*publish, otel(identity))
     if identity in _ANSWERS:
         publish = (*publish, inbox_prefix(OPERATOR) + ".>")
         subscribe = (*subscribe, "$SRV.>", f"fb.api.{identity}.>")
@@ -116,10 +132,15 @@ def rights_of_worker(name: str) -> Rights:
             update("*", "*", name, "*", "*", "*"),
             beat(name),
             progress(name),
-            f"fb.otel.{name}",
+            otel(name),
             _GET_MODEL,
             _GET_ANNOUNCEMENTS,
             _GET_INBOX + inbox(name),
         ),
         subscribe=(ALL_ANNOUNCEMENTS, inbox(name), inbox_prefix(name) + ".>"),
     )
+
+
+def rights_of_invite(user: str) -> Rights:
+    """Rights of whoever holds an invitation: to ask to be let in, and to hear the answer."""
+    return Rights(publish=(JOIN,), subscribe=(inbox_prefix(user) + ".>",))

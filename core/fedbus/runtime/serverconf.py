@@ -15,6 +15,7 @@ from fedbus.runtime.rights import (
     STREAMED_EXPORTS,
     Rights,
     rights_of,
+    rights_of_invite,
     rights_of_worker,
 )
 
@@ -63,13 +64,19 @@ def render_server(folder: Path, host: str, port: int, max_file: int) -> str:
     )
 
 
-def render_accounts(services: Mapping[str, str], workers: Mapping[str, str], max_file: int) -> str:
+def render_accounts(
+    services: Mapping[str, str],
+    workers: Mapping[str, str],
+    max_file: int,
+    invites: Mapping[str, str] | None = None,
+) -> str:
     """The accounts' part: FED with JetStream, WRK without, and what crosses between them.
 
     Args:
         services: password of each service and the operator.
         workers: password of each worker.
         max_file: bytes that FED's streams may take; stated here so that JetStream's account info shows it.
+        invites: password of the holders of each invitation.
     """
     fed = {
         "jetstream": {"max_file": max_file, "max_memory": _MAX_MEMORY},
@@ -83,9 +90,11 @@ def render_accounts(services: Mapping[str, str], workers: Mapping[str, str], max
             *({"stream": subject, "accounts": ["WRK"]} for subject in STREAM_EXPORTS),
         ],
     }
+    holders = sorted((invites or {}).items())
     wrk = {
         "users": [
-            _user(name, password, rights_of_worker(name)) for name, password in sorted(workers.items())
+            *(_user(name, password, rights_of_worker(name)) for name, password in sorted(workers.items())),
+            *(_user(name, password, rights_of_invite(name)) for name, password in holders),
         ],
         "imports": [
             *({"service": _from_fed(subject)} for subject in (*SERVICE_EXPORTS, *STREAMED_EXPORTS)),

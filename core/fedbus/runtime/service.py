@@ -9,7 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import click
 
@@ -62,7 +62,7 @@ def command(name: str, make: Callable[[Bus, Path | None], Service]) -> click.Com
     return main
 
 
-def fail(error: FedbusError) -> None:
+def fail(error: FedbusError) -> NoReturn:
     """Print an error as people read it, and exit with its family's code."""
     click.echo(f"error[{error.code}]: {error.message}", err=True)
     if error.hint:

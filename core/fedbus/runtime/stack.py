@@ -8,28 +8,43 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from fedbus.base.errors import BusUnavailable
-from fedbus.runtime.broker import Broker
+from fedbus.runtime.broker import LOOPBACK, Broker
+from fedbus.runtime.claim import Claim
+from fedbus.runtime.rights import SERVICES
+from fedbus.runtime.stackfile import make_folder
 from fedbus.runtime.tied import Lifeline
 
-SERVICES = ("planner", "aggregator", "evaluator")
+BROKER = "broker"
 STOP_S = 10.0
+# An older log is put aside at a start, once, so that logs do not grow for ever.
+MOST_LOG_BYTES = 16_000_000
 
 
 class LocalStack:
     """Starts the processes that a person would start by hand, in one folder.
 
-    Each writes its log to `<folder>/logs/<name>.log`.
+    Each writes its log to `<folder>/logs/<name>.log`, the broker to `<folder>/broker/log`. They end with
+    this process, however it ends. `Supervisor` starts again what dies. `restart`, `stop` and
+    `kill` may overlap.
+
+    Args:
+        folder: made if missing; one stack a folder.
+        listen: where the broker listens, as `Broker` takes it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.absolute()
-        self.broker = Broker(self.folder)
+    def __init__(self, folder: Path, *, listen: str = f"{LOOPBACK}:0") -> None:
+        self.folder = folder.expanduser().absolute()
+        self.broker = Broker(self.folder, listen=listen)
+        self._claim: Claim | None = None
+        # A supervisor may start something again, in a thread, while another one stops it all.
+        self._changing = threading.Lock()
         self._commands: dict[str, list[str]] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lifelines: dict[str, Lifeline] = {}
@@ -44,12 +59,22 @@ class LocalStack:
         await asyncio.to_thread(self.stop)
 
     def open(self) -> None:
-        """Start the broker; the processes are started one by one."""
-        self.broker.start()
-        (self.folder / "logs").mkdir(exist_ok=True)
+        """Start the broker; the processes are started one by one.
+
+        Raises:
+            ConfigError: another stack runs in the folder.
+        """
+        make_folder(self.folder)
+        self._claim = Claim(self.folder / ".stack.lock", f"another stack runs in {self.folder}")
+        try:
+            self.broker.start()
+            (self.folder / "logs").mkdir(exist_ok=True)
+        except BaseException:
+            self.stop()
+            raise
 
     def start_services(self, names: Sequence[str] = SERVICES) -> None:
-        """Start planner, aggregator and evaluator, or only some of them."""
+        """Start all services, or only some of them."""
         for name in names:
             self.start(name, [sys.executable, "-m", f"fedbus_{name}", "--dir", str(self.folder)])
 
@@ -61,7 +86,10 @@ class LocalStack:
     def start(self, name: str, command: Sequence[str]) -> None:
         """Start a process under a name; it ends with this one."""
         lifeline = Lifeline()
-        with (self.folder / "logs" / f"{name}.log").open("ab") as log:
+        path = self.log_of(name)
+        if path.exists() and path.stat().st_size > MOST_LOG_BYTES:
+            path.replace(path.with_suffix(".log.old"))
+        with path.open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 lifeline.wrap(command),
                 stdin=subprocess.DEVNULL,
@@ -76,15 +104,60 @@ class LocalStack:
         self._lifelines[name] = lifeline
         self._commands[name] = list(command)
 
-    def restart(self, name: str) -> None:
-        """Start a process again, as it was started; one that still runs is ended first."""
-        self._lifelines.pop(name).close()
-        self._processes.pop(name).wait()
-        self.start(name, self._commands[name])
+    def restart(self, name: str) -> int:
+        """Start the broker or a process again, as it was started; one that still runs is ended first.
+
+        Returns:
+            Its process id.
+
+        Raises:
+            BusUnavailable: the broker does not come up.
+        """
+        with self._changing:
+            if self._claim is None:
+                raise BusUnavailable("the stack was stopped")
+            if name == BROKER:
+                self.broker.start()
+                self.write_pids()
+                return self.broker.pid
+            if name in self._lifelines:  # else it could not be started the last time
+                self._lifelines.pop(name).close()
+                self._processes.pop(name).wait()
+            self.start(name, self._commands[name])
+            self.write_pids()
+            return self._lifelines[name].pid() or self.pid(name)
 
     def pid(self, name: str) -> int:
         """Process id of the watchdog around a process; signals sent to it are passed on."""
         return self._processes[name].pid
+
+    def write_pids(self) -> None:
+        """Let `stack.json` name the processes that run."""
+        pids = {name: lifeline.pid() for name, lifeline in self._lifelines.items()}
+        self.broker.note_processes({name: pid for name, pid in pids.items() if pid is not None})
+
+    @property
+    def names(self) -> list[str]:
+        """The broker and all processes that were started."""
+        return [BROKER, *self._processes]
+
+    def log_of(self, name: str) -> Path:
+        """The file that the broker or a process writes its log to."""
+        return self.folder / "broker" / "log" if name == BROKER else self.folder / "logs" / f"{name}.log"
+
+    def dead(self) -> list[str]:
+        """The broker and processes that ended, though nobody stopped them."""
+        ended = [name for name, process in self._processes.items() if process.poll() is not None]
+        return ended if self.broker.running() else [BROKER, *ended]
+
+    def how_it_ended(self, name: str) -> str:
+        """Words for how a dead process ended, with the end of its log."""
+        code = self.broker.exit_code() if name == BROKER else self._processes[name].returncode
+        with contextlib.suppress(OSError):
+            lines = self.log_of(name).read_bytes()[-2000:].decode(errors="replace").split("\n")
+            last = " | ".join([line.strip() for line in lines if line.strip()][-2:])
+            return f"{_ended(code)} (its log ends: {last[-300:]})" if last else _ended(code)
+        return _ended(code)
 
     def check(self) -> None:
         """Notice a process that ended.
@@ -92,14 +165,15 @@ class LocalStack:
         Raises:
             BusUnavailable: one did; quotes the end of its log.
         """
-        for name, process in self._processes.items():
-            code = process.poll()
-            if code is not None:
-                log = (self.folder / "logs" / f"{name}.log").read_text(errors="replace").splitlines()[-5:]
-                raise BusUnavailable(f"{name} ended with code {code}: " + " | ".join(log))
+        for name in self.dead():
+            raise BusUnavailable(f"{name} {self.how_it_ended(name)}")
 
     def stop(self) -> None:
-        """Stop everything: workers first, so that they can say goodbye, the broker last."""
+        """Stop everything: workers first, so that they can say goodbye, then services, the broker last."""
+        with self._changing:
+            self._stop()
+
+    def _stop(self) -> None:
         for name in reversed(list(self._processes)):
             with contextlib.suppress(ProcessLookupError):
                 self._processes[name].send_signal(signal.SIGTERM)
@@ -114,3 +188,24 @@ class LocalStack:
         self._processes = {}
         self._lifelines = {}
         self.broker.stop()
+        if self._claim is not None:
+            self._claim.release()
+            self._claim = None
+
+    def kill(self) -> None:
+        """SIGKILL everything; a `stop` that waits in another thread then returns."""
+        pids = [lifeline.pid() for lifeline in self._lifelines.values()]
+        for group in [pid for pid in pids if pid is not None]:
+            # A process leads the group of all that it started, such as a trainer.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
+        self.broker.kill()
+
+
+def _ended(code: int | None) -> str:
+    """What an exit code says; that of a watchdog is 128 + n where signal n ended its command."""
+    number = -code if code is not None and code < 0 else (code or 0) - 128
+    try:
+        return f"was ended by {signal.Signals(number).name}"
+    except ValueError:
+        return f"ended with code {code}"

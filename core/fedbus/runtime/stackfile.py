@@ -24,6 +24,7 @@ class StackFile(BaseModel):
         url: where the broker listens; the same after each start.
         broker_pid: the broker's process while it runs, else None.
         max_file: bytes that the broker may store.
+        processes: process ids of what else runs in the stack, by name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +32,7 @@ class StackFile(BaseModel):
     url: Annotated[str, StringConstraints(pattern=r"^nats://\S+:\d+$")]
     broker_pid: int | None = None
     max_file: int = Field(ge=0)
+    processes: dict[str, int] = {}
 
     def save(self, folder: Path) -> None:
         """Write `stack.json`, whole or not at all."""

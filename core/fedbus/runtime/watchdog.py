@@ -1,7 +1,8 @@
 """Run a command that ends when this program's parent ends, however that happens: `watchdog.py FD COMMAND...`.
 
-FD is the read end of a pipe whose other end only the parent holds, so its end of file means that the parent
+FD is one end of a socket pair whose other end only the parent holds, so its end of file means that the parent
 is gone, on every system. Then the command's process group gets SIGTERM and, 5 s later, SIGKILL.
+The command's process id is written to FD, once.
 On Linux the kernel also ends the command when this program itself is killed. SIGTERM, SIGINT and SIGHUP are
 passed on. Exits with the command's exit code, or 128 plus the number of the signal that ended it.
 
@@ -39,6 +40,8 @@ def main(arguments: list[str]) -> int:
     for number in (*_PASSED_ON, signal.SIGCHLD):
         signal.signal(number, note)
     child = _start(command)
+    with contextlib.suppress(OSError):  # the parent is gone: the loop notices
+        os.write(lifeline, b"%d\n" % child)
     watched, kill_at = [lifeline, wake_read], float("inf")
     while True:
         wait = None if kill_at == float("inf") else max(0.0, kill_at - time.monotonic())

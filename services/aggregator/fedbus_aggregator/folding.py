@@ -93,6 +93,11 @@ class Folding:
         self._read[read.entry.key] = read
         return read.entry
 
+    def to_add(self, round_: Round) -> int:
+        """How many updates the sum lacks of what the log accepts; all, where it must be folded again."""
+        keys = [update.key for update in round_.counted]
+        return len(keys) - (len(self._folded) if self._folded == keys[: len(self._folded)] else 0)
+
     async def add_accepted(self, ref: RoundRef, round_: Round) -> None:
         """Bring the sum up to what the log accepts.
 

@@ -19,6 +19,8 @@ from fedbus.bus.store import last_seq, list_subjects, persist
 from fedbus.rounds.close import Attempt
 from fedbus.rounds.collecting import Refusal
 from fedbus.rounds.fold import MOST_REJECTIONS
+from fedbus.telemetry.ofround import root_of
+from fedbus.telemetry.tracer import Tracer
 from fedbus_schemas import subjects
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.log import Accepted, AcceptedUpdate, Aggregated, Entry, Rejected, Voided
@@ -42,10 +44,12 @@ class Aggregator:
         self._listed_at = 0.0
         self._setbacks: Setbacks[RoundRef] = Setbacks()
         self._wake = asyncio.Event()
+        self._tracer = Tracer(bus, "aggregator", self._clock)
 
     async def run(self) -> None:
         """Take up what is open, then hear and act until cancelled."""
         try:
+            self._tracer.start()
             await self._log.start(await persist(self._bus, self._first_open))
             await self._bus.subscribe(subjects.MANIFEST_COPIES, self._manifest)
             await self._bus.on_up(self._list_anew)
@@ -63,6 +67,7 @@ class Aggregator:
                     await self._list_anew()  # a copy may have been lost without a broken connection
         finally:
             await self._log.close()
+            await self._tracer.close()
 
     async def _first_open(self) -> int:
         first = await last_seq(self._bus, subjects.ROUNDS) + 1
@@ -144,18 +149,31 @@ class Aggregator:
 
     async def _verdict(self, ref: RoundRef, attempt: Attempt, folding: Folding) -> AcceptedUpdate | Refusal:
         """Judge one update; whatever a worker managed to send, it is refused, and never stops the round."""
-        try:
-            return await folding.verify(ref, attempt, self._log.rounds[ref])
-        except BusError:
-            raise
-        except Exception as error:
-            about = {"action": "verify", "run": ref.run, "round": ref.number, "worker": attempt[0]}
-            log.exception("an update could not be read", extra=about)
-            return Refusal("unreadable", f"{type(error).__name__}: {error}"[:500])
+        round_ = self._log.rounds[ref]
+        # A peer names its nodes and attempts itself; what is said of them is bounded where spans are cleaned.
+        about = dict(zip(("worker", "node", "attempt"), attempt, strict=True))
+        with self._tracer.span("verify", root_of(round_), **about) as span:
+            try:
+                verdict = await folding.verify(ref, attempt, round_)
+            except BusError:
+                raise
+            except Exception as error:
+                known = {"action": "verify", "run": ref.run, "round": ref.number, "worker": attempt[0]}
+                log.exception("an update could not be read", extra=known)
+                verdict = Refusal("unreadable", f"{type(error).__name__}: {error}"[:500])
+            if isinstance(verdict, Refusal):
+                span.attributes["code"] = verdict.code
+                span.fail(verdict.reason)
+            else:
+                span.attributes |= {"bytes": verdict.bytes, "examples": int(verdict.weight)}
+        return verdict
 
     async def _add(self, ref: RoundRef, folding: Folding) -> None:
+        round_ = self._log.rounds[ref]
+        count = folding.to_add(round_)
         try:
-            await folding.add_accepted(ref, self._log.rounds[ref])
+            with self._tracer.span("fold", root_of(round_) if count else None, updates=count):
+                await folding.add_accepted(ref, round_)
         except Corrupted as error:
             update, reason = error.update, error.refusal.reason
             if self._log.rounds[ref].closing is None:
@@ -178,7 +196,10 @@ class Aggregator:
         round_ = self._log.rounds[ref]
         if len(round_.counted) < round_.quorum or round_.aggregated:
             return  # too few are left: the planner aborts the round
-        digest, size = await folding.publish(ref)
+        with self._tracer.span("publish-model", root_of(round_)) as span:
+            digest, size = await folding.publish(ref)
+            span.attributes["bytes"] = size
+        self._tracer.flush_soon()
         weight = sum(update.weight for update in round_.counted)
         await self._append(ref, Aggregated(at=self._clock.now(), model=digest, bytes=size, weight=weight))
 

@@ -1,1 +1,1 @@
-"""The enroll service."""
+"""Enroll: invitations, admission, liveness; the only writer of the roster."""

@@ -1,4 +1,7 @@
-"""The evaluator's shell: sees a new model, has its child score it on held-out data, appends `evaluated`."""
+"""The evaluator's shell: sees a new model, scores it, has its cohort's scores added up, registers it.
+
+Which scores are due, and what the cohort's come to, is decided in `fedbus.rounds.evaluating`.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,42 @@ from pathlib import Path
 
 import numpy as np
 from fedbus.base.clock import Clock, SystemClock
-from fedbus.base.errors import CodecError, ConfigError, ContractError, FedbusError, TaskError
+from fedbus.base.errors import CodecError, ConfigError, ContractError, FedbusError, StreamMissing, TaskError
 from fedbus.base.setbacks import Setbacks
-from fedbus.bus import Bus
+from fedbus.bus import Bus, Message
 from fedbus.bus.log import RESYNC_S, RoundLog, read_round
 from fedbus.bus.micro import serve
 from fedbus.bus.models import load_model, read_manifest
 from fedbus.bus.runs import Runs
 from fedbus.bus.store import last_seq, persist
 from fedbus.codec.grid import Grid
-from fedbus.rounds.evaluating import wanting
+from fedbus.rounds.evaluating import (
+    awaited,
+    federated_entry,
+    federated_score,
+    scoring_round,
+    wanting,
+    wants_central,
+    wants_federated,
+)
+from fedbus.rounds.fold import Round
+from fedbus.rounds.roster import BEAT_S, Roster
+from fedbus.rounds.versions import registrable
 from fedbus.runtime.child import Trainer
 from fedbus.tasks.task import Evaluated as Score
 from fedbus.tasks.task import Site
+from fedbus.telemetry.ofround import root_of
+from fedbus.telemetry.spans import OpenSpan
+from fedbus.telemetry.tracer import Tracer
 from fedbus_schemas import subjects
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.log import Evaluated
+from fedbus_schemas.messages import Beat, Progress
 from fedbus_schemas.plan import Plan
+from pydantic import ValidationError
+
+from fedbus_evaluator.cohort import CohortScores
+from fedbus_evaluator.registering import Registering
 
 log = logging.getLogger(__name__)
 
@@ -49,45 +71,81 @@ class Evaluator:
         self._log = RoundLog(bus, lambda _: self._wake.set())
         self._setbacks: Setbacks[RoundRef] = Setbacks()
         self._wake = asyncio.Event()
+        self._waiting = False  # for members that score a run's last model
+        self._roster = Roster()
+        self._cohort = CohortScores(bus)
+        self._registering = Registering(bus, self._runs, self._clock)
+        self._tracer = Tracer(bus, "evaluator", self._clock)
 
     async def run(self) -> None:
         """Score what is due, then wait for more, until cancelled."""
         with tempfile.TemporaryDirectory(prefix="evaluator-", dir=self._folder) as scratch:
             trainer = Trainer(Path(scratch))
             try:
-                await self._log.start(await persist(self._bus, self._first_unscored))
+                self._tracer.start()
+                await self._log.start(await persist(self._bus, self._restore))
+                await self._bus.subscribe(subjects.ALL_BEATS, self._beat)
+                await self._bus.subscribe(subjects.ALL_PROGRESS, self._progress)
                 # Answering pings tells a watcher that scores will come.
-                await serve(self._bus, "evaluator", {})
+                await serve(self._bus, "evaluator", {"import": self._registering.import_model})
                 while True:
                     await self._score_all(trainer, Path(scratch) / "model.f32")
-                    pause = (
-                        self._setbacks.next_try(self._clock.monotonic() + RESYNC_S) - self._clock.monotonic()
-                    )
+                    # Silence is noticed by the clock alone, and a member's word that it is done may be lost.
+                    pause = BEAT_S if self._waiting else RESYNC_S
+                    now = self._clock.monotonic()
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(max(0.01, pause)):
+                        async with asyncio.timeout(max(0.01, self._setbacks.next_try(now + pause) - now)):
                             await self._wake.wait()
                     self._wake.clear()
             finally:
                 await self._log.close()
+                await self._tracer.close()
                 await trainer.stop()
 
-    async def _first_unscored(self) -> int:
-        """Where the oldest round begins that is open, or ended its run without a score."""
+    # What is heard
+
+    def _beat(self, message: Message) -> None:
+        with suppress(ValidationError):
+            beat = Beat.model_validate_json(message.data)
+            if message.subject == subjects.beat(beat.worker):
+                self._roster.hear(beat, self._clock.now())
+
+    def _progress(self, message: Message) -> None:
+        with suppress(ValidationError):
+            progress = Progress.model_validate_json(message.data)
+            if message.subject == subjects.progress(progress.worker):
+                self._roster.hear_progress(progress, self._clock.now())
+                if self._waiting and progress.phase == "evaluate":
+                    self._wake.set()
+
+    # What is due
+
+    async def _restore(self) -> int:
+        """Take up the last rounds, register models that are missing; returns where to follow the log from."""
         first = await last_seq(self._bus, subjects.ROUNDS) + 1
         for name in await self._runs.names():
             record, _ = await self._runs.get(name)
-            last = await read_round(self._bus, RoundRef(name, record.open_round)) if record.done else None
-            if last is None or wanting(record.plan, record.open_round, last):
+            # A model's cohort scores it one round later: the last two rounds can want something.
+            recent = range(max(0, record.open_round - 1), record.open_round + 1)
+            for number in await self._registering.missing(name, range(recent.start)):
+                round_ = await read_round(self._bus, RoundRef(name, number))
+                if round_.aggregated:
+                    await self._registering.register(RoundRef(name, number), round_, record.plan)
+            for number in recent:
+                round_ = await read_round(self._bus, RoundRef(name, number))
+                if round_.opened:
+                    self._log.rounds[RoundRef(name, number)] = round_
+            if not record.done:
                 first = min(first, record.open_seq)
         return first
 
     async def _score_all(self, trainer: Trainer, path: Path) -> None:
+        self._waiting = False
         for ref in sorted(self._log.rounds):
             if not self._setbacks.ready(ref, self._clock.monotonic()):
                 continue
             try:
-                if wanting(await self._plan(ref.run), ref.number, self._log.rounds[ref]):
-                    await self._score(ref, trainer, path)
+                await self._settle(ref, trainer, path)
                 self._setbacks.clear(ref)
             except Exception as error:
                 if self._setbacks.note(ref, f"{type(error).__name__}: {error}", self._clock.monotonic()):
@@ -96,7 +154,46 @@ class Evaluator:
                     log.warning("score put off: %s", error, extra=about, exc_info=None if known else error)
         self._forget()
 
-    async def _score(self, ref: RoundRef, trainer: Trainer, path: Path) -> None:
+    async def _settle(self, ref: RoundRef, trainer: Trainer, path: Path) -> None:
+        """Do what is due for one round's model."""
+        round_, plan = self._log.rounds[ref], await self._plan(ref.run)
+        if wants_central(plan, ref.number, round_):
+            with self._tracer.span("evaluate", root_of(round_), run=ref.run, round=ref.number) as span:
+                await self._score(ref, trainer, path, span)
+            self._tracer.flush_soon()
+        if wants_federated(plan, ref.number, round_):
+            await self._add_up(ref, plan)
+        if registrable(plan, ref.number, round_):
+            await self._registering.register(ref, round_, plan)
+
+    async def _add_up(self, ref: RoundRef, plan: Plan) -> None:
+        """Append what the cohort's scores of a round's model come to, once nobody is waited for any more."""
+        round_ = self._log.rounds[ref]
+        asked = RoundRef(ref.run, scoring_round(plan, ref.number))
+        scorers = self._log.rounds.get(asked)
+        assert round_.aggregated is not None
+        if scorers is None or scorers.opened is None:
+            return  # the next round waits for workers
+        if ref.number < plan.rounds and awaited(
+            plan, ref.number, scorers, (), self._roster, self._clock.now()
+        ):
+            return  # the log tells when it closes
+        model = round_.aggregated.model
+        reports = await self._cohort.of(asked, model, scorers.seats)
+        if awaited(plan, ref.number, scorers, reports, self._roster, self._clock.now()):
+            self._waiting = True
+            return
+        score = federated_score(scorers, reports)
+        await self._append(ref, federated_entry(self._clock.now(), model, score))
+        said = " ".join(f"{name}={value:.4f}" for name, value in score.metrics.items())
+        about = {"action": "evaluated", "run": ref.run, "round": ref.number}
+        log.info("evaluated by %d members: %s", len(score.workers), said, extra=about)
+
+    async def _append(self, ref: RoundRef, entry: Evaluated) -> None:
+        while not await self._log.append(ref, "evaluator", entry):
+            pass  # another service appended meanwhile; nothing it can say changes the score
+
+    async def _score(self, ref: RoundRef, trainer: Trainer, path: Path, span: OpenSpan) -> None:
         round_ = self._log.rounds[ref]
         made = round_.aggregated
         assert made is not None
@@ -104,9 +201,12 @@ class Evaluator:
         failed: str | None = None
         try:
             score = await self._ask(trainer, plan, made.model, path)
-        except (TaskError, ConfigError, CodecError, ContractError, OSError) as error:
-            # A hub need not have the task, nor data to score it on: the record says so, and the run goes on.
+        except (TaskError, ConfigError, CodecError, ContractError, StreamMissing, OSError) as error:
+            # A hub need not have the task, nor data to score it on, nor room for the model: the record says
+            # so, and the run goes on.
             score, failed = Score(0, {}), str(error)[:2000]
+            span.fail(failed)
+        span.attributes["examples"] = score.num_examples
         entry = Evaluated(
             at=self._clock.now(),
             model=made.model,
@@ -114,8 +214,7 @@ class Evaluator:
             metrics=dict(score.metrics),
             failed=failed,
         )
-        while not round_.evaluated and not await self._log.append(ref, "evaluator", entry):
-            pass  # another service appended meanwhile; nothing it can say changes the score
+        await self._append(ref, entry)
         said = failed or " ".join(f"{name}={value:.4f}" for name, value in score.metrics.items())
         about = {"action": "evaluated", "run": ref.run, "round": ref.number}
         log.log(logging.ERROR if failed else logging.INFO, "evaluated: %s", said, extra=about)
@@ -136,5 +235,13 @@ class Evaluator:
         """Free rounds that ended and want nothing any more."""
         for run, plan in self._plans.items():
             rounds = self._log.of(run)
-            needed = [n for n, r in rounds.items() if not r.ended or wanting(plan, n, r)]
-            self._log.forget(run, min(needed, default=max(rounds, default=0)))
+            needed = [n for n, r in rounds.items() if self._is_needed(RoundRef(run, n), plan, r)]
+            before = min(needed, default=max(rounds, default=0))
+            for memory in (self._log, self._cohort, self._registering):
+                memory.forget(run, before)
+
+    def _is_needed(self, ref: RoundRef, plan: Plan, round_: Round) -> bool:
+        if round_.opened is None:
+            return False  # its beginning was before our time: a leftover entry of a round that ended
+        settled = round_.ended and self._registering.is_registered(ref, round_)
+        return not settled or wanting(plan, ref.number, round_)

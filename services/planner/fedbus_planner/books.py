@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from fedbus.base.clock import Clock
-from fedbus.base.errors import BusUnavailable, FedbusError, NotAcked, PlanRefused
+from fedbus.base.errors import BusUnavailable, FedbusError, NotAcked, PlanRefused, RunEnded
 from fedbus.bus import Bus
 from fedbus.bus.runs import Runs
 from fedbus.bus.store import last_seq
@@ -95,6 +95,28 @@ class Books:
         else:
             self.records[name], self._revisions[name] = changed, written
         return written is not None
+
+    async def want_abort(self, run: str, reason: str) -> RunRecord:
+        """Store the wish in the run's record, where it outlives this planner; the next step acts on it.
+
+        Raises:
+            UnknownRun: there is none of that name.
+            RunEnded: it is over already.
+        """
+        while True:
+            record, revision = await self._runs.get(run)
+            if record.abort is not None:
+                return record
+            if record.done:
+                raise RunEnded(f"{run} is over already")
+            wanted = record.model_copy(update={"abort": reason})
+            written = await self._runs.set(wanted, revision)
+            if written is not None:
+                if run in self.records:
+                    self.records[run], self._revisions[run] = wanted, written
+                else:
+                    self._adopt(wanted, written)
+                return wanted
 
     async def all_records(self) -> dict[str, RunRecord]:
         """Records of all runs, those that are over included."""

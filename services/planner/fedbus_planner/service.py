@@ -10,10 +10,10 @@ import logging
 from contextlib import suppress
 
 from fedbus.base.clock import Clock, SystemClock, random_token
-from fedbus.base.errors import BusUnavailable, FedbusError, NotAcked, PlanRefused
+from fedbus.base.errors import BusUnavailable, FedbusError, NotAcked, RunEnded
 from fedbus.base.setbacks import Setbacks
 from fedbus.bus import Bus, Message
-from fedbus.bus.log import RESYNC_S, RoundLog, read_round
+from fedbus.bus.log import RESYNC_S, RoundLog
 from fedbus.bus.micro import serve
 from fedbus.bus.runs import Runs
 from fedbus.bus.store import last_seq, list_subjects, persist, purge
@@ -31,16 +31,33 @@ from fedbus.rounds.planning import (
 )
 from fedbus.rounds.roster import BEAT_S, Roster
 from fedbus.rounds.storage import obsolete
+from fedbus.rounds.why import standing
 from fedbus.selection import selections
+from fedbus.telemetry.ofround import root_of
+from fedbus.telemetry.tracer import Tracer
 from fedbus_schemas import subjects
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.log import Opened
-from fedbus_schemas.messages import AskWaiting, Beat, Progress, RunRecord, Started, StartRun, Waiting
+from fedbus_schemas.messages import (
+    Aborting,
+    AbortRun,
+    AskWaiting,
+    Beat,
+    Progress,
+    RunRecord,
+    Started,
+    StartRun,
+    Waiting,
+)
+from fedbus_schemas.roster import AskWhy, Standings
 from pydantic import ValidationError
 
 from fedbus_planner.books import Books
 from fedbus_planner.post import post_announcement, post_notice
 from fedbus_planner.room import lacking, make_room
+from fedbus_planner.starting import admit_start, model_to_start_from, refuse_imported
+from fedbus_planner.terms import Terms
+from fedbus_planner.tracing import emit, emit_missing
 
 log = logging.getLogger(__name__)
 
@@ -54,21 +71,26 @@ class Planner:
         self._runs = Runs(bus)
         self._books = Books(bus, self._clock)
         self._roster = Roster()
+        self._terms = Terms(bus)
         self._log = RoundLog(bus, self._changed)
         self._starts: dict[str, tuple[str, int]] = {}
         self._waiting: dict[str, Wait] = {}
         self._setbacks: Setbacks[str] = Setbacks()
         self._look_at = 0.0  # when to look for runs that another planner started
         self._wake = asyncio.Event()
+        self._tracer = Tracer(bus, "planner", self._clock)
 
     async def run(self) -> None:
         """Adopt what is open, then hear and act until cancelled."""
         try:
+            self._tracer.start()
             await self._log.start(await persist(self._bus, self._first_open))
+            await emit_missing(self._tracer, self._bus, self._log, list(self._books.records))
             await self._bus.on_up(self._listen_afresh)
             await self._bus.subscribe(subjects.ALL_BEATS, self._beat)
             await self._bus.subscribe(subjects.ALL_PROGRESS, self._progress)
-            await serve(self._bus, "planner", {"start": self._start, "waiting": self._tell_waiting})
+            verbs = {"start": self._start, "waiting": self._tell_waiting, "abort": self._abort}
+            await serve(self._bus, "planner", {**verbs, "why": self._why})
             while True:
                 until = await self._advance_all()
                 slept_at = self._clock.now()
@@ -80,6 +102,7 @@ class Planner:
                     await self._listen_afresh()  # this process was paused, or the clock was set
         finally:
             await self._log.close()
+            await self._tracer.close()
 
     async def _first_open(self) -> int:
         """Take up what is open; returns where the oldest open round begins in FB_ROUNDS."""
@@ -104,6 +127,8 @@ class Planner:
             beat = Beat.model_validate_json(message.data)
             # The broker lets a worker beat under its own name only; the payload must agree.
             own = message.subject == subjects.beat(beat.worker)
+            if own:
+                self._terms.meet(beat)
             if own and self._roster.hear(beat, self._clock.now()):
                 self._wake.set()
 
@@ -121,8 +146,11 @@ class Planner:
         command = StartRun.model_validate_json(data)
         plan = read_plan(command.plan)
         admit(plan)
+        if command.name:
+            await refuse_imported(self._bus, command.name)
         if plan.model.from_run:
-            await self._model_to_start_from(plan.model.from_run)
+            digest, _ = await model_to_start_from(self._bus, plan.model.from_run)
+            await admit_start(self._bus, plan, digest)
         record = await self._books.start(command, plan)
         self._wake.set()
         log.info("run started", extra={"action": "start", "run": record.name})
@@ -132,13 +160,27 @@ class Planner:
         wait = self._waiting.get(AskWaiting.model_validate_json(data).run)
         return Waiting(code=wait.code, reason=wait.reason) if wait else Waiting()
 
-    async def _model_to_start_from(self, run: str) -> tuple[str, int]:
-        record, _ = await self._runs.get(run)
-        for number in range(record.open_round, -1, -1):
-            made = (await read_round(self._bus, RoundRef(run, number))).aggregated
-            if made:
-                return made.model, made.bytes
-        raise PlanRefused(f"model.from: run {run} has made no model")
+    async def _why(self, data: bytes) -> Standings:
+        ask = AskWhy.model_validate_json(data)
+        if ask.run is not None and ask.run not in self._books.records:
+            await self._runs.get(ask.run)  # raises where there is none of that name
+            raise RunEnded(f"{ask.run} is over: nobody can join it any more")
+        await self._terms.learn(self._roster)
+        names = sorted(self._books.records) if ask.run is None else [ask.run]
+        items = []
+        for name in names:
+            wait = self._waiting.get(name)
+            record, now = self._books.records[name], self._clock.now()
+            said = wait.reason if wait else None
+            items.append(standing(ask.worker, record, self._log.of(name), self._roster, now, said))
+        return Standings(worker=ask.worker, items=items)
+
+    async def _abort(self, data: bytes) -> Aborting:
+        command = AbortRun.model_validate_json(data)
+        record = await self._books.want_abort(command.run, command.reason)
+        self._wake.set()
+        log.info("run is to end: %s", record.abort, extra={"action": "abort", "run": record.name})
+        return Aborting(run=record.name, reason=record.abort or command.reason)
 
     # Runs
 
@@ -174,10 +216,11 @@ class Planner:
     async def _advance(self, name: str) -> float:
         """Perform a run's steps until it must wait; return the time to look again."""
         while True:
+            await self._terms.learn(self._roster)
             record, following = self._books.records[name], self._books.following[name]
             rounds = self._log.of(name)
             if record.plan.model.from_run and name not in self._starts:
-                self._starts[name] = await self._model_to_start_from(record.plan.model.from_run)
+                self._starts[name] = await model_to_start_from(self._bus, record.plan.model.from_run)
             select = selections.build(record.plan.cohort.select, {}).choose
             now, start = self._clock.now(), self._starts.get(name)
             step = next_step(record, rounds, following, self._roster, select, now, start)
@@ -192,15 +235,20 @@ class Planner:
                 case Open():
                     lacks = await lacking(self._bus, record, len(step.members), step.base)
                     if lacks is None:
-                        await self._open(record, step)
+                        await self._open(record, step, now)
                     elif not await make_room(self._bus, await self._books.all_records()):
                         return self._wait(name, Wait("storage", lacks, now + BEAT_S))
                 case Append(number, entry):
-                    if await self._log.append(RoundRef(name, number), "planner", entry):
+                    ref = RoundRef(name, number)
+                    if await self._log.append(ref, "planner", entry):
                         about = {"action": entry.kind, "run": name, "round": number}
                         log.info("%s %s", entry.kind, getattr(entry, "reason", ""), extra=about)
+                        await emit(self._tracer, ref, self._log.rounds[ref])
                 case Announce(number, state):
-                    await post_announcement(self._bus, announcement(record, number, rounds[number], rounds))
+                    news = announcement(record, number, rounds[number], rounds)
+                    root = root_of(rounds[number]) if state == "open" else None
+                    with self._tracer.span("announce", root):
+                        await post_announcement(self._bus, news)
                     following.announced = (number, state)
                 case List(number):
                     pattern = subjects.update(name, number, "*", "*", "*", "manifest")
@@ -217,13 +265,13 @@ class Planner:
         self._waiting[name] = wait
         return wait.until
 
-    async def _open(self, record: RunRecord, step: Open) -> None:
+    async def _open(self, record: RunRecord, step: Open, selected_at: float) -> None:
         dealt = {**record.partitions, **step.partitions}
         if step.partitions and not await self._books.save(record.name, partitions=dealt):
             return  # another planner dealt: decide again on what it wrote
         ref = RoundRef(record.name, step.number)
         entry = Opened(
-            at=self._clock.now(),
+            at=selected_at,
             plan=record.plan_digest,
             base=step.base,
             base_bytes=step.base_bytes,
@@ -237,6 +285,10 @@ class Planner:
         if not await self._log.append(ref, "planner", entry):
             return
         log.info("opened", extra={"action": "opened", "run": ref.run, "round": ref.number})
+        root = root_of(self._log.rounds[ref])
+        if root is not None:
+            told: dict[str, str | int | float] = {"cohort": len(step.members)}
+            self._tracer.add(self._tracer.make("select", root, selected_at, self._clock.now(), told))
         self._waiting.pop(ref.run, None)
         begins = (ref.number, self._log.rounds[ref].first_seq)
         while (self._books.records[ref.run].open_round, self._books.records[ref.run].open_seq) < begins:

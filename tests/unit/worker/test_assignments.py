@@ -57,6 +57,20 @@ def test_each_member_and_round_has_its_own_seed_and_another_run_repeats_it() -> 
     assert seeds["run-1"] == seeds["run-2"]
 
 
+def test_a_last_model_is_scored_while_somebody_reads_the_score() -> None:
+    asked = _news(3, "closed", score=digest("last"), score_until=NOW + 60)
+    announced = _heard(_news(3), _news(3, "closed"))
+    assert announced.to_score(NOW) == []
+    assert announced.hear(asked), "it is news after the round was closed"
+    assert not announced.hear(_news(3, "closed")), "which is older"
+    (assignment,) = announced.to_score(NOW + 60)
+    assert (assignment.only_scores, assignment.ref) == (True, RoundRef("run-1", 3))
+    assert announced.to_score(NOW + 61) == []
+    assert announced.open() == []
+    assert _heard(asked, worker="stranger").to_score(NOW) == []
+    assert _heard(_news(3, score=digest("base"))).to_score(NOW) == [], "an open round asks for more"
+
+
 def test_others_rounds_are_not_ours() -> None:
     assert _heard(_news(3), worker="stranger").open() == []
     assert _heard(_news(3, "closed")).open() == []

@@ -10,7 +10,7 @@ import yaml
 from fedbus.base.errors import ConfigError, PlanRefused
 
 
-def read_plan_file(path: Path, settings: tuple[str, ...], rounds: int | None) -> dict[str, Any]:
+def read_plan_file(path: Path, settings: tuple[str, ...] = (), rounds: int | None = None) -> dict[str, Any]:
     """A plan's keys and values; the planner checks them.
 
     Args:
@@ -34,7 +34,10 @@ def read_plan_file(path: Path, settings: tuple[str, ...], rounds: int | None) ->
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise ConfigError(f"--set {setting}: expected KEY=VALUE, such as close.deadline_s=30")
-        _put(values, key.split("."), yaml.safe_load(text), setting)
+        try:
+            _put(values, key.split("."), yaml.safe_load(text), setting)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {setting}: the value is not YAML") from error
     if rounds is not None:
         values["rounds"] = rounds
     return values

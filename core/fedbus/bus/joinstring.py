@@ -1,0 +1,66 @@
+"""The one string by which a worker joins: `fedbus://HOST:PORT/#<id>.<secret>`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Self
+from urllib.parse import urlsplit
+
+from fedbus_schemas.roster import INVITE_USER, is_invite_id, is_secret
+
+from fedbus.base.errors import ConfigError
+from fedbus.bus.credentials import DEFAULT_PORT, Credentials, bracketed
+
+SCHEME = "fedbus://"
+_FORM = "fedbus://HOST:PORT/#ID.SECRET, whole and in quotes"
+
+
+@dataclass(frozen=True, slots=True)
+class JoinString:
+    """Where to join, and by which invitation. The secret shows in `to_text` only.
+
+    Attributes:
+        url: `nats://host:port`.
+        invite: the invitation's id.
+        secret: its secret.
+    """
+
+    url: str
+    invite: str
+    secret: str = field(repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what `fedbus invite create` printed; the port may be left out.
+
+        Raises:
+            ConfigError: the text is something else. The message does not repeat the secret.
+        """
+        try:
+            parts = urlsplit(text.strip())
+            host, port = parts.hostname, parts.port or DEFAULT_PORT
+        except ValueError as error:
+            raise ConfigError(f"the join string has a wrong host or port: use {_FORM}") from error
+        if parts.scheme != "fedbus" or not host or parts.username or parts.path.strip("/") or parts.query:
+            raise ConfigError(f"this is no join string: use {_FORM}")
+        invite, _, secret = parts.fragment.partition(".")
+        if not is_invite_id(invite) or not is_secret(secret):
+            raise ConfigError(
+                f"the join string carries no token: use {_FORM}",
+                hint="without quotes a shell takes '#' and what follows for a comment",
+            )
+        return cls(f"nats://{bracketed(host)}:{port}", invite, secret)
+
+    @property
+    def credentials(self) -> Credentials:
+        """How the holder of the invitation connects, to ask to be let in and for nothing else."""
+        return Credentials(url=self.url, user=invite_user(self.invite), password=self.secret)
+
+    def to_text(self) -> str:
+        """The string itself, with the secret in it."""
+        return f"{SCHEME}{self.url.removeprefix('nats://')}/#{self.invite}.{self.secret}"
+
+
+def invite_user(invite: str) -> str:
+    """The user as whom the holder of an invitation connects."""
+    return INVITE_USER + invite

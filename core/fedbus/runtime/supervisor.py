@@ -1,0 +1,70 @@
+"""Starts again what dies of a stack, and says so: the same for `fedbus up`, `fedbus demo` and notebooks."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+
+from fedbus.base.errors import BusUnavailable, FedbusError
+from fedbus.runtime.restarts import Restarts
+from fedbus.runtime.stack import LocalStack
+
+POLL_S = 0.1
+
+
+class Supervisor:
+    """Watches the processes of a stack until cancelled.
+
+    Args:
+        stack: its broker runs, its processes were started.
+        say: told one line for each process that ended and was started again.
+        patience: give up once a process ended so often in a row; None: never.
+    """
+
+    def __init__(self, stack: LocalStack, say: Callable[[str], None], patience: int | None = None) -> None:
+        self._stack = stack
+        self._say = say
+        self._patience = patience
+        self._restarts = Restarts(random.Random().random)
+        self._ends: dict[str, tuple[str, float]] = {}  # how it ended, and when
+
+    async def run(self) -> None:
+        """Look after the processes, for ever.
+
+        Raises:
+            BusUnavailable: the patience with one of them is over; says how it ended.
+        """
+        for name in self._stack.names:
+            self._restarts.started(name, time.monotonic())
+        while True:
+            for name in self._stack.dead():
+                if not self._restarts.down(name):
+                    self._note_end(name, self._stack.how_it_ended(name))
+            for name in self._restarts.due(time.monotonic()):
+                await self._start_again(name)
+            await asyncio.sleep(POLL_S)
+
+    def _note_end(self, name: str, how: str) -> None:
+        now = time.monotonic()
+        self._ends.setdefault(name, (how, now))
+        self._restarts.ended(name, now)
+        if self._patience is not None and self._restarts.failures(name) >= self._patience:
+            raise BusUnavailable(
+                f"{name} {how}, {self._patience} times in a row",
+                hint=f"its log is {self._stack.log_of(name)}",
+            )
+
+    async def _start_again(self, name: str) -> None:
+        how, ended_at = self._ends.pop(name)
+        try:
+            pid = await asyncio.to_thread(self._stack.restart, name)
+        except (FedbusError, OSError) as error:
+            self._restarts.started(name, time.monotonic())
+            self._say(f"{name} {how}; could not be started again, and will be tried again: {error}")
+            self._note_end(name, f"could not be started again: {error}")
+            return
+        now = time.monotonic()
+        self._restarts.started(name, now)
+        self._say(f"{name} {how}; started again after {now - ended_at:.1f} s as process {pid}")
