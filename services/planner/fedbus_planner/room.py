@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 from fedbus.bus import Bus
@@ -18,9 +19,10 @@ async def lacking(bus: Bus, record: RunRecord, members: int, base: str | None) -
     """Why a round cannot be opened yet for want of storage; None when it fits."""
     if base is None:
         return None  # nobody knows yet how large the model is
-    model = Grid.of((await read_manifest(bus, base)).table).bytes
-    updates, models = await free_bytes(bus, subjects.UPDATES), await free_bytes(bus, subjects.MODELS)
-    return shortage(record.plan, members, model, updates, models)
+    manifest, updates, models = await asyncio.gather(
+        read_manifest(bus, base), free_bytes(bus, subjects.UPDATES), free_bytes(bus, subjects.MODELS)
+    )
+    return shortage(record.plan, members, Grid.of(manifest.table).bytes, updates, models)
 
 
 async def make_room(bus: Bus, records: Mapping[str, RunRecord]) -> bool:

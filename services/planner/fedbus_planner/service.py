@@ -250,6 +250,8 @@ class Planner:
                     with self._tracer.span("announce", root):
                         await post_announcement(self._bus, news)
                     following.announced = (number, state)
+                    if state == "open":
+                        await self._keep_books(record, RoundRef(name, number))
                 case List(number):
                     pattern = subjects.update(name, number, "*", "*", "*", "manifest")
                     stored = await list_subjects(self._bus, subjects.UPDATES, pattern)
@@ -290,6 +292,12 @@ class Planner:
             told: dict[str, str | int | float] = {"cohort": len(step.members)}
             self._tracer.add(self._tracer.make("select", root, selected_at, self._clock.now(), told))
         self._waiting.pop(ref.run, None)
+
+    async def _keep_books(self, record: RunRecord, ref: RoundRef) -> None:
+        """Write where the open round begins, and remove what need not be kept: after workers were told.
+
+        An adopting planner announces the open round again, and so does this again too.
+        """
         begins = (ref.number, self._log.rounds[ref].first_seq)
         while (self._books.records[ref.run].open_round, self._books.records[ref.run].open_seq) < begins:
             await self._books.save(ref.run, open_round=begins[0], open_seq=begins[1])
