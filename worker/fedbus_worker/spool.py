@@ -7,7 +7,7 @@ acknowledged chunk). The bytes that are sent again are the same bytes.
 
 from __future__ import annotations
 
-import os
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -49,14 +49,23 @@ class Spool:
             return None
 
     def save(self, update: SpooledUpdate) -> None:
-        """Write `update.json`, whole or not at all, after the chunks are on disk."""
+        """Write `update.json`, whole or not at all.
+
+        Nothing here is synced to the disk: a kill of the worker loses no write, and what a power
+        cut damages is noticed by `intact` and made anew.
+        """
         path = self.folder / "update.json"
         temporary = path.with_suffix(".new")
-        with temporary.open("w") as file:
-            file.write(update.model_dump_json())
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.write_text(update.model_dump_json())
         temporary.replace(path)
+
+    def intact(self, update: SpooledUpdate) -> bool:
+        """Whether every chunk on disk is the one that the manifest lists."""
+        try:
+            chunks = (self.read(update, i) for i in range(len(update.sizes)))
+            return [hashlib.sha256(chunk).hexdigest() for chunk in chunks] == update.manifest.chunks
+        except OSError:
+            return False
 
     def restart(self) -> None:
         """Forget what was stored of an earlier attempt: another encoding follows."""

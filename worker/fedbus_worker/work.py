@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from fedbus_worker.scoring import Scoring
 from fedbus_worker.spool import Spool, SpooledUpdate
 
 Report = Callable[[Phase, float], None]
+log = logging.getLogger(__name__)
 MODELS_KEPT = 2
 
 
@@ -103,6 +105,9 @@ class Work:
         """
         spool = Spool(self._spools / assignment.key)
         update = spool.load()
+        if update is not None and not await asyncio.to_thread(spool.intact, update):
+            log.warning("the spooled update is damaged, and made anew", extra={"run": assignment.ref.run})
+            update = None
         if update is None:
             if self.is_score_wanted(assignment):
                 with step("evaluate"):
@@ -192,8 +197,6 @@ class Work:
                 sizes.append(len(data))
                 digests.append(hashlib.sha256(data).hexdigest())
                 report("encode", span.end / grid.size)
-            file.flush()
-            os.fsync(file.fileno())
         spool.delta.unlink()
         manifest = UpdateManifest(
             run=announcement.run,

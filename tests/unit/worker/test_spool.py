@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fedbus.codec.chunk import chunk_digest
 from fedbus_schemas.update import UpdateManifest
 from fedbus_worker.spool import Spool, SpooledUpdate
 from hypothesis import given
@@ -22,7 +23,7 @@ def _spooled(folder: Path, chunks: list[bytes] | None = None, **changes: Any) ->
     spool.chunks.write_bytes(b"".join(chunks))
     manifest = UpdateManifest(
         run="run-1", round=3, worker="w1", attempt="0123abcd", plan=digest("plan"), base=digest("base"),
-        codec="int8", num_examples=7, metrics={"loss": 0.1}, chunks=[digest(str(c)) for c in chunks],
+        codec="int8", num_examples=7, metrics={"loss": 0.1}, chunks=[chunk_digest(c) for c in chunks],
         size_bytes=sum(map(len, chunks)),
     )  # fmt: skip
     update = SpooledUpdate(manifest=manifest, sizes=[len(chunk) for chunk in chunks], **changes)
@@ -123,3 +124,19 @@ def test_removing_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     fresh = Spool(spool.folder)
     assert fresh.load() is None
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_damaged_chunks_are_noticed(tmp_path: Path, damage: str) -> None:
+    """Chunks are not synced: a power cut may leave update.json beside chunks that never got to the disk."""
+    spool, update = _spooled(tmp_path)
+    assert spool.intact(update)
+    data = bytearray(spool.chunks.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+        spool.chunks.write_bytes(data)
+    elif damage == "cut":
+        spool.chunks.write_bytes(data[:-1])
+    else:
+        spool.chunks.unlink()
+    assert not spool.intact(update)
