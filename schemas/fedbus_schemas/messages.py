@@ -70,12 +70,12 @@ Phase = Literal["idle", "download", "evaluate", "train", "encode", "upload"]
 class Capabilities(Wire):
     """What a worker's host can do."""
 
-    tasks: list[str] = Field(max_length=1000)
-    codecs: list[str] = Field(max_length=100)
+    tasks: list[Annotated[str, StringConstraints(max_length=200)]] = Field(max_length=100)
+    codecs: list[Annotated[str, StringConstraints(max_length=64)]] = Field(max_length=100)
     cpus: int = 1
     memory_mb: int = 0
-    python: str = ""
-    version: str = ""
+    python: Annotated[str, StringConstraints(max_length=64)] = ""
+    version: Annotated[str, StringConstraints(max_length=64)] = ""
 
 
 class Beat(Wire):

@@ -89,7 +89,7 @@ def test_the_round_names_every_entry_with_its_author() -> None:
 
 def test_services_that_are_started_by_hand_exist() -> None:
     named = {match for f in fences("sh") for match in re.findall(r"python -m fedbus_(\w+)", f.text)}
-    assert named == {"planner", "aggregator", "evaluator"}
+    assert named == {"planner", "aggregator", "evaluator", "enroll"}
     for name in named:
         assert (ROOT / "services" / name / f"fedbus_{name}" / "__main__.py").exists()
 

@@ -16,7 +16,7 @@ from fedbus.base.errors import (
     BusError,
     BusUnavailable,
     ConfigError,
-    FedbusError,
+    EnrolmentError,
     InviteRefused,
     NotAcked,
     describe,
@@ -102,7 +102,7 @@ async def enrol(folder: Path, string: JoinString) -> Credentials:
                     hint=ASK_FOR_ANOTHER,
                 ) from error
             raise
-    except FedbusError:
+    except (EnrolmentError, ConfigError):
         (folder / PENDING_FILE).unlink(missing_ok=True)  # enroll said no: there is nothing to go on with
         raise
     (folder / PENDING_FILE).replace(folder / CREDENTIAL_FILE)

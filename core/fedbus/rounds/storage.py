@@ -58,6 +58,7 @@ def expendable(stored: Iterable[RoundRef], records: Mapping[str, RunRecord]) -> 
             continue
         elif record.done:
             ranked.append((1, record.created_at, ref))
-        elif ref.number < record.open_round:
+        elif ref.number < record.open_round - (1 if record.plan.evaluate.federated else 0):
+            # The round before the open one may hold scores that nobody has read yet.
             ranked.append((2, record.created_at, ref))
     return [ref for _, _, ref in sorted(ranked)]

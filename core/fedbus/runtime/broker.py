@@ -127,7 +127,8 @@ class Broker:
     def stop(self) -> None:
         """Stop the server: SIGTERM, and SIGKILL after 5 s. Does nothing when it does not run."""
         self._let_go()
-        if self._stack is not None:
+        if self._stack is not None and self._claim is not None:
+            # Without the claim it was stopped before, and its folder may be gone.
             self._stack = self._stack.model_copy(update={"broker_pid": None, "processes": {}})
             self._stack.save(self.folder)
         if self._claim is not None:

@@ -230,6 +230,7 @@ class Aggregator:
 
     def _forget(self, ref: RoundRef) -> None:
         """Free what an ended round took; the sum stays for the run's next round."""
+        self._setbacks.clear(ref)
         folding = self._foldings.get(ref.run)
         last = folding is not None and folding.is_last(ref.number, self._log.rounds[ref])
         if last:

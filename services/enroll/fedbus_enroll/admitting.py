@@ -59,7 +59,7 @@ class Admitting:
         async with self._one:
             # Only who holds a good invitation learns which names are taken; that does not use it up.
             await self._invites.verify(join)
-            accounts = Accounts.load_or_create(self._folder)
+            accounts = await asyncio.to_thread(Accounts.load_or_create, self._folder)
             await asyncio.to_thread(accounts.has_worker, join.worker, join.own_secret)
             invite = await self._invites.spend(join)
             terms = admission(invite, join.worker, self._clock.now())

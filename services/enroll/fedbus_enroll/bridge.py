@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 MOST_WAITING_BYTES = 8 << 20
 MOST_IN_ONE_POST = 1 << 20
+MOST_IN_ONE_BATCH = 512
+COST_BYTES = 256  # what a waiting message takes beside its payload
 PAUSES_S = (0.5, 1.0, 2.0, 4.0)
 
 
@@ -70,17 +72,23 @@ class Bridge:
         data, party = message.data, message.subject.rpartition(".")[2]
         if len(data) > MOST_BYTES:
             self._drop(1, f"{party} sent {len(data)} bytes at once, allowed {MOST_BYTES}")
-        elif self._waiting_bytes + len(data) > MOST_WAITING_BYTES:
+        elif not data:
+            self._drop(1, f"{party} sent nothing")
+        elif self._waiting_bytes + len(data) + COST_BYTES > MOST_WAITING_BYTES:
             self._drop(1, f"the receiver is too slow: {MOST_WAITING_BYTES >> 20} MiB wait for it")
         else:
             self._waiting.append((party, data))
-            self._waiting_bytes += len(data)
+            self._waiting_bytes += len(data) + COST_BYTES
             self._news.set()
 
     async def _forward(self, endpoint: Endpoint) -> None:
         """Send what waits, as much as fits into one request."""
         batch = [self._take()]
-        while self._waiting and sum(len(d) for _, d in batch) + len(self._waiting[0][1]) <= MOST_IN_ONE_POST:
+        size = len(batch[0][1])
+        while self._waiting and len(batch) < MOST_IN_ONE_BATCH:
+            size += len(self._waiting[0][1])
+            if size > MOST_IN_ONE_POST:
+                break
             batch.append(self._take())
         # In a thread: reading what anyone wrote may take milliseconds, and enroll has beats to hear.
         body, unsound = await asyncio.to_thread(_cleaned, batch)
@@ -102,7 +110,7 @@ class Bridge:
 
     def _take(self) -> tuple[str, bytes]:
         party, data = self._waiting.popleft()
-        self._waiting_bytes -= len(data)
+        self._waiting_bytes -= len(data) + COST_BYTES
         return party, data
 
     def _drop(self, count: int, reason: str) -> None:

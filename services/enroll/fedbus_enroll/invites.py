@@ -44,7 +44,7 @@ class Invites:
 
     async def load(self) -> None:
         """Look which holders the broker lets in."""
-        users = await asyncio.to_thread(Accounts.load_or_create(self._folder).invites)
+        users = await asyncio.to_thread(lambda: Accounts.load_or_create(self._folder).invites())
         ids = [user.removeprefix(INVITE_USER) for user in users]
         self._open = {id_: (await self._read(id_))[0] for id_ in ids}
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedbus.base.clock import Clock, SystemClock
-from fedbus.base.errors import BusError, EnrolmentError
+from fedbus.base.errors import BusError, BusUnavailable, EnrolmentError, NotAcked
 from fedbus.bus import Bus, Message
 from fedbus.bus.kv import Bucket
 from fedbus.bus.micro import serve
@@ -39,6 +39,7 @@ from fedbus_enroll.admitting import Admitting
 from fedbus_enroll.bridge import Bridge
 from fedbus_enroll.events import Events
 from fedbus_enroll.invites import Invites
+from fedbus_enroll.refusals import Refusals
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Enroll:
         self._invites = Invites(bus, folder, self._clock)
         self._admitting = Admitting(bus, self._invites, folder, self._clock)
         self._events = Events(bus, self._clock)
+        self._refusals = Refusals()
         self._wake = asyncio.Event()
         self._bridge = Bridge(bus)
 
@@ -141,7 +143,14 @@ class Enroll:
 
     async def _keep(self, now: float) -> None:
         for change in self._membership.changes(self._roster, self._admitting.terms, now):
-            await self._write(change)
+            try:
+                await self._write(change)
+            except (BusUnavailable, NotAcked):
+                raise
+            except BusError as error:
+                # What one worker says of itself cannot keep the others out of the roster.
+                about = {"action": "roster", "worker": change.entry.worker}
+                log.warning("not written: %s", error, extra=about)
         for invite in await self._invites.sweep():
             reason = f"invitation {invite.id} for {invite.site} has expired with {invite.left} uses left"
             await self._events.tell("invite-expired", "expired", reason, invite=invite.id)
@@ -166,12 +175,14 @@ class Enroll:
 
     async def _join(self, data: bytes) -> Joined:
         join = Join.model_validate_json(data)
+        self._refusals.check(join.invite, self._clock.monotonic())
         try:
             terms, new = await self._admitting.let_in(join)
         except EnrolmentError as error:
-            said = f"{join.worker} was not let in: {error.message}"
-            about = {"worker": join.worker, "invite": join.invite}
-            await self._events.tell("invite-refused", error.code, said, **about)
+            if self._refusals.note(join.invite, error, self._clock.monotonic()):
+                said = f"{join.worker} was not let in: {error.message}"
+                about = {"worker": join.worker, "invite": join.invite}
+                await self._events.tell("invite-refused", error.code, said, **about)
             raise
         if new:
             said = f"{join.worker} was let in from {terms.site} by invitation {terms.invite}"

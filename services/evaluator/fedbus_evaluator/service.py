@@ -13,7 +13,15 @@ from pathlib import Path
 
 import numpy as np
 from fedbus.base.clock import Clock, SystemClock
-from fedbus.base.errors import CodecError, ConfigError, ContractError, FedbusError, StreamMissing, TaskError
+from fedbus.base.errors import (
+    CodecError,
+    ConfigError,
+    ContractError,
+    FedbusError,
+    RemoteContractError,
+    StreamMissing,
+    TaskError,
+)
 from fedbus.base.setbacks import Setbacks
 from fedbus.bus import Bus, Message
 from fedbus.bus.log import RESYNC_S, RoundLog, read_round
@@ -124,7 +132,11 @@ class Evaluator:
         """Take up the last rounds, register models that are missing; returns where to follow the log from."""
         first = await last_seq(self._bus, subjects.ROUNDS) + 1
         for name in await self._runs.names():
-            record, _ = await self._runs.get(name)
+            try:
+                record, _ = await self._runs.get(name)
+            except RemoteContractError as error:
+                log.error("run left alone: %s", error.message, extra={"action": "restore", "run": name})
+                continue
             # A model's cohort scores it one round later: the last two rounds can want something.
             recent = range(max(0, record.open_round - 1), record.open_round + 1)
             for number in await self._registering.missing(name, range(recent.start)):

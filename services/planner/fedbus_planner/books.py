@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 from fedbus.base.clock import Clock
-from fedbus.base.errors import BusUnavailable, FedbusError, NotAcked, PlanRefused, RunEnded
+from fedbus.base.errors import BusUnavailable, NotAcked, PlanRefused, RemoteContractError, RunEnded
 from fedbus.bus import Bus
 from fedbus.bus.runs import Runs
 from fedbus.bus.store import last_seq
@@ -39,9 +40,7 @@ class Books:
                 continue
             try:
                 record, revision = await self._runs.get(name)
-            except (BusUnavailable, NotAcked):
-                raise
-            except FedbusError as error:
+            except RemoteContractError as error:
                 # One record that cannot be read stops no other run.
                 self._over.add(name)
                 log.error("run left alone: %s", error.message, extra={"action": "adopt", "run": name})
@@ -62,7 +61,10 @@ class Books:
         while True:
             names = await self._runs.names()
             for known in [command.name] if command.name in names else names[-RECENT:]:
-                record, revision = await self._runs.get(known or "")
+                try:
+                    record, revision = await self._runs.get(known or "")
+                except RemoteContractError:
+                    continue
                 if record.token == command.token:
                     if record.name not in self.records and not record.done:
                         self._adopt(record, revision)
@@ -120,7 +122,11 @@ class Books:
 
     async def all_records(self) -> dict[str, RunRecord]:
         """Records of all runs, those that are over included."""
-        return {name: (await self._runs.get(name))[0] for name in await self._runs.names()}
+        found: dict[str, RunRecord] = {}
+        for name in await self._runs.names():
+            with suppress(RemoteContractError):
+                found[name] = (await self._runs.get(name))[0]
+        return found
 
     def drop(self, name: str) -> None:
         """A run is over."""

@@ -10,7 +10,7 @@ import logging
 from contextlib import suppress
 
 from fedbus.base.clock import Clock, SystemClock, random_token
-from fedbus.base.errors import BusUnavailable, FedbusError, NotAcked, RunEnded
+from fedbus.base.errors import BusError, FedbusError, RunEnded
 from fedbus.base.setbacks import Setbacks
 from fedbus.bus import Bus, Message
 from fedbus.bus.log import RESYNC_S, RoundLog
@@ -188,7 +188,7 @@ class Planner:
         """Take every run as far as it can go; returns when to look again. One that fails stops no other."""
         now = self._clock.now()
         if now >= self._look_at:
-            with suppress(BusUnavailable, NotAcked):
+            with suppress(BusError):
                 await self._books.adopt_new()
                 self._look_at = now + RESYNC_S
         until = now + BEAT_S

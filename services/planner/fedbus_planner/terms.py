@@ -29,15 +29,23 @@ class Terms:
             self._strangers[beat.worker] = beat.incarnation
 
     async def learn(self, roster: Roster) -> None:
-        """Let the roster know the terms of all who were heard; when it returns, no more are to be read."""
-        while self._strangers:
-            worker, incarnation = next(iter(self._strangers.items()))
-            entry = await self._bucket.get(ADMITTED_KEY + worker)
-            if entry is not None and entry.value:  # an empty one was taken back
-                roster.admit(worker, _labels(worker, entry.value))
-            self._read[worker] = incarnation
-            if self._strangers.get(worker) == incarnation:
-                del self._strangers[worker]
+        """Let the roster know the terms of all who were heard; when it returns, nobody here is unread.
+
+        A worker that starts again and again is read once each time this is called, not for ever.
+        """
+        done: set[str] = set()
+        while pending := [worker for worker in self._strangers if worker not in done]:
+            for worker in pending:
+                incarnation = self._strangers.pop(worker)
+                try:
+                    entry = await self._bucket.get(ADMITTED_KEY + worker)
+                except BaseException:
+                    self._strangers.setdefault(worker, incarnation)
+                    raise
+                if entry is not None and entry.value:  # an empty one was taken back
+                    roster.admit(worker, _labels(worker, entry.value))
+                self._read[worker] = incarnation
+                done.add(worker)
 
 
 def _labels(worker: str, value: bytes) -> dict[str, str]:
