@@ -56,7 +56,9 @@ class InitialModel(Wire):
     """Where round 1 starts: the task's own initial weights, or the last model of an earlier run."""
 
     init: Literal["task"] | None = None
-    from_run: RunName | None = Field(None, alias="from", description="run whose last model to start from")
+    from_run: RunName | None = Field(
+        None, alias="from", description="a run, or an imported model, to start from"
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> InitialModel:

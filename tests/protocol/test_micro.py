@@ -91,7 +91,7 @@ async def test_a_service_that_does_not_run(stack: Stack) -> None:
     async with parties(stack, "operator") as (operator,):
         with pytest.raises(BusUnavailable, match="the planner does not answer") as absent:
             await ask_for(operator, "r")
-        assert absent.value.hint == "start it: python -m fedbus_planner"
+        assert absent.value.hint == "start it: fedbus up, or python -m fedbus_planner"
 
 
 async def test_who_may_ask_and_who_may_answer(stack: Stack) -> None:

@@ -101,7 +101,7 @@ class Members:
             BusUnavailable: enroll does not answer.
         """
         command = CreateInvite(site=site, expires_s=expires_s, uses=uses, labels=labels or {})
-        made = await ask(self._bus, ENROLL, "invite", command, InviteCreated, timeout_s=30.0)
+        made = await ask(self._bus, ENROLL, "invite", command, InviteCreated, 30.0, patience_s=10.0)
         return made, JoinString(address or self._bus.credentials.url, made.id, made.secret)
 
     async def invites(self) -> list[InviteReport]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -55,24 +56,35 @@ async def _run(verb: Verb, data: bytes) -> Wire:
 
 
 async def ask(
-    bus: Bus, service: str, verb: str, request: Wire, answer: type[A], timeout_s: float = 10.0
+    bus: Bus,
+    service: str,
+    verb: str,
+    request: Wire,
+    answer: type[A],
+    timeout_s: float = 10.0,
+    patience_s: float = 0.0,
 ) -> A:
     """Send a command and return its answer.
+
+    A service that nobody serves yet may just be starting: it is tried for `patience_s` seconds.
 
     Raises:
         BusUnavailable: the service does not run.
         FedbusError: what the service answered, as the same class.
     """
-    try:
-        reply = await bus.request(
-            subjects.api(service, verb), request.model_dump_json().encode(), timeout_s=timeout_s
-        )
-    except BusUnavailable as error:
-        if "nobody serves" in error.message:
-            raise BusUnavailable(
-                f"the {service} does not answer", hint=f"start it: python -m fedbus_{service}"
-            ) from error
-        raise
+    loop = asyncio.get_running_loop()
+    ends, data = loop.time() + patience_s, request.model_dump_json().encode()
+    while True:
+        try:
+            reply = await bus.request(subjects.api(service, verb), data, timeout_s=timeout_s)
+            break
+        except BusUnavailable as error:
+            if "nobody serves" not in error.message:
+                raise
+            if loop.time() >= ends:
+                hint = f"start it: fedbus up, or python -m fedbus_{service}"
+                raise BusUnavailable(f"the {service} does not answer", hint=hint) from error
+        await asyncio.sleep(0.1)
     try:
         return answer.model_validate_json(reply.data)
     except ValidationError as invalid:
