@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types fmt clean install
+.PHONY: demo bench test lint types fmt clean install containers
 
 install: $(STAMP)
 
@@ -16,6 +16,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/fedbus demo
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/rounds.py --write
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -30,6 +33,10 @@ types: $(STAMP)
 fmt: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Needs docker compose or podman-compose; deploy/check.sh says how to build without a registry.
+containers:
+	deploy/check.sh
 
 clean:
 	rm -rf $(VENV) .fedbus build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
