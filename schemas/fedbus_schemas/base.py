@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 # One NATS subject token: no dots, wildcards, spaces or control characters can reach a subject through it.
 TOKEN_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
@@ -26,7 +26,14 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Metrics = Annotated[dict[Annotated[str, StringConstraints(max_length=64)], Finite], Field(max_length=64)]
-Reason = Annotated[str, StringConstraints(max_length=2000)]
+
+
+def one_line(text: str) -> str:
+    """Text without what could steer a terminal: peers write it, people read it."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+Reason = Annotated[str, StringConstraints(max_length=2000), AfterValidator(one_line)]
 
 
 class Wire(BaseModel):

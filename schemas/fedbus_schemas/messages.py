@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from fedbus_schemas.base import (
     Digest,
@@ -16,6 +16,7 @@ from fedbus_schemas.base import (
     Token,
     Wire,
     WorkerName,
+    one_line,
 )
 from fedbus_schemas.log import Member
 from fedbus_schemas.plan import Plan
@@ -70,7 +71,9 @@ Phase = Literal["idle", "download", "evaluate", "train", "encode", "upload"]
 class Capabilities(Wire):
     """What a worker's host can do."""
 
-    tasks: list[Annotated[str, StringConstraints(max_length=200)]] = Field(max_length=100)
+    tasks: list[Annotated[str, StringConstraints(max_length=200), AfterValidator(one_line)]] = Field(
+        max_length=100
+    )
     codecs: list[Annotated[str, StringConstraints(max_length=64)]] = Field(max_length=100)
     cpus: int = 1
     memory_mb: int = 0
@@ -86,7 +89,8 @@ class Beat(Wire):
     incarnation: Token = Field(description="random per process start: tells a restart from a pause")
     capabilities: Capabilities
     labels: dict[
-        Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=256)]
+        Annotated[str, StringConstraints(max_length=64), AfterValidator(one_line)],
+        Annotated[str, StringConstraints(max_length=256), AfterValidator(one_line)],
     ] = Field({}, max_length=64)
     leaving: bool = False
 

@@ -6,6 +6,7 @@ import pytest
 from fedbus_schemas import subjects
 from fedbus_schemas.base import is_token
 from fedbus_schemas.ids import RoundRef, next_run_name, parse_ref
+from fedbus_schemas.messages import Progress
 
 
 def test_subjects_and_back() -> None:
@@ -57,3 +58,12 @@ def test_a_number_of_any_length_is_no_round() -> None:
 def test_the_next_run(taken: set[str], name: str) -> None:
     assert next_run_name(taken) == name
     assert is_token(name)
+
+
+@pytest.mark.parametrize("text", ["a\x1b]0;title\x07b", "a\x1b[2Jb", "a\r\nb", "a\u202eb"])
+def test_what_peers_say_cannot_steer_a_terminal(text: str) -> None:
+    said = Progress(worker="w", run="r", round=1, phase="train", at=1.0, failed=text).failed
+    assert said is not None
+    assert said.isprintable()
+    assert said.startswith("a")
+    assert said.endswith("b")

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import get_args
 
+from fedbus_schemas.base import one_line
 from fedbus_schemas.subjects import Service
 
 from fedbus.telemetry.model import Span, SpanEvent, Value
@@ -95,7 +96,7 @@ def clean_attributes(attributes: Mapping[str, Value]) -> dict[str, Value]:
 
 def printable(text: str, most: int) -> str:
     """Text without what could steer a terminal, in one line, of bounded length."""
-    return "".join(c if c.isprintable() else " " for c in text[:most])
+    return one_line(text[:most])
 
 
 def _clean_events(events: Iterable[SpanEvent]) -> Iterable[SpanEvent]:
