@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 5.0
 BACKOFF_S = (0.05, 2.0)  # first and longest pause between tries, before jitter
+REFUSALS = 3
 # What the broker counts against max_payload besides the payload: our headers take under 300 bytes.
 HEADER_ROOM = 4096
 
@@ -298,13 +299,16 @@ class Bus:
 
     async def _open_with_backoff(self, *, refused_is_final: bool) -> None:
         pause, longest = BACKOFF_S
+        refused = 0
         while not self._closing:
             try:
                 await self._open()
                 return
             except AuthRefused as error:
-                # A restarting broker may refuse for a moment; at the prompt it is an answer.
-                if refused_is_final:
+                # A broker that starts, or reads its accounts anew, may refuse for a moment. Said
+                # again and again it is an answer, at the prompt at least.
+                refused += 1
+                if refused_is_final and refused >= REFUSALS:
                     raise
                 self._note(error)
             except (BusError, OSError) as error:
@@ -390,10 +394,6 @@ class Bus:
         self._reopening = asyncio.get_running_loop().create_task(self._reopen(link))
 
     async def _reopen(self, before: Link) -> None:
-        try:
-            await before.close()
-            await self._open_with_backoff(refused_is_final=False)
-            log.info("connected to %s again", self.credentials.url, extra={"action": "reconnect"})
-        except Exception:
-            log.exception("could not reconnect", extra={"action": "reconnect"})
-            raise
+        await before.close()
+        await self._open_with_backoff(refused_is_final=False)
+        log.info("connected to %s again", self.credentials.url, extra={"action": "reconnect"})
