@@ -10,7 +10,7 @@ import logging
 from contextlib import suppress
 
 from fedbus.base.clock import Clock, SystemClock
-from fedbus.base.errors import BusError, FedbusError
+from fedbus.base.errors import BusError, FedbusError, RemoteContractError
 from fedbus.base.setbacks import Setbacks
 from fedbus.bus import Bus, Message
 from fedbus.bus.log import RESYNC_S, RoundLog
@@ -72,9 +72,11 @@ class Aggregator:
     async def _first_open(self) -> int:
         first = await last_seq(self._bus, subjects.ROUNDS) + 1
         for name in await self._runs.names():
-            record, _ = await self._runs.get(name)
-            if not record.done:
-                first = min(first, record.open_seq)
+            # A record that cannot be read stops no other run.
+            with suppress(RemoteContractError):
+                record, _ = await self._runs.get(name)
+                if not record.done:
+                    first = min(first, record.open_seq)
         return first
 
     def _manifest(self, message: Message) -> None:
