@@ -31,10 +31,10 @@ from fedbus.base.errors import BusError, BusUnavailable, NotAcked, UnknownRun
 from fedbus.bus import Bus, Credentials, Message
 from fedbus.bus.log import RoundLog, read_round
 from fedbus.bus.micro import ask
-from fedbus.bus.models import load_model, read_manifest
+from fedbus.bus.models import load_values, read_manifest
 from fedbus.bus.runs import Runs
 from fedbus.bus.store import persist
-from fedbus.codec.grid import Grid, order
+from fedbus.codec.grid import order
 from fedbus.rounds.evaluating import due, wanting
 from fedbus.rounds.fold import Round
 from fedbus.rounds.report import round_report, run_report, run_summary
@@ -168,8 +168,7 @@ class Federation:
         if report.model is None:
             raise UnknownRun(f"{run} has made no model yet")
         manifest = await read_manifest(self._bus, report.model)
-        values = np.empty(Grid.of(manifest.table).size, np.float32)
-        await load_model(self._bus, manifest, values)
+        values = await load_values(self._bus, manifest)
         return unflatten(values, [tensor.model_dump() for tensor in order(manifest.table)])
 
     async def hear_progress(self, heard: Callable[[Progress], None]) -> None:

@@ -7,7 +7,6 @@ import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-import numpy as np
 from fedbus_schemas import subjects
 from fedbus_schemas.base import is_token
 from fedbus_schemas.ids import parse_ref
@@ -21,7 +20,7 @@ from fedbus.api.tensorfile import TensorFile, open_tensors, write_tensors
 from fedbus.base.errors import ConfigError, ModelRefused
 from fedbus.bus import Bus
 from fedbus.bus.micro import ask
-from fedbus.bus.models import load_model, read_manifest
+from fedbus.bus.models import load_values, read_manifest
 from fedbus.bus.registry import Registry
 from fedbus.bus.store import Publisher, free_bytes, persist
 from fedbus.codec.chunk import chunk_digest
@@ -77,8 +76,7 @@ class Models:
             UnknownModel, ConfigError: as `show`, or the file cannot be written.
         """
         version, manifest = await self._find(ref)
-        values = np.empty(Grid.of(manifest.table).size, np.float32)
-        await load_model(self._bus, manifest, values)
+        values = await load_values(self._bus, manifest)
         metadata = {
             "run": version.run,
             "round": str(version.round),

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
+import numpy as np
 from fedbus_schemas import subjects
 from fedbus_schemas.update import ModelManifest
 
@@ -66,3 +67,10 @@ async def load_model(
         async for span, _ in spans:
             if on_progress:
                 on_progress(span.end / out.size)
+
+
+async def load_values(bus: Bus, manifest: ModelManifest) -> Vector:
+    """A whole model in memory: one flat float32 vector in wire order."""
+    values = np.empty(Grid.of(manifest.table).size, np.float32)
+    await load_model(bus, manifest, values)
+    return values
