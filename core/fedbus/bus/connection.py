@@ -310,16 +310,16 @@ class Bus:
                 refused += 1
                 if refused_is_final and refused >= REFUSALS:
                     raise
-                self._note(error)
+                self._note(error, logging.DEBUG if refused_is_final else logging.WARNING)
             except (BusError, OSError) as error:
                 self._note(error)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, longest)
 
-    def _note(self, error: Exception) -> None:
+    def _note(self, error: Exception, level: int = logging.WARNING) -> None:
         text = str(error) or type(error).__name__
         if text != self.last_error:
-            log.warning("broker not available: %s", text, extra={"action": "connect"})
+            log.log(level, "broker not available: %s", text, extra={"action": "connect"})
         self.last_error = text
 
     async def _open(self) -> None:
