@@ -6,7 +6,8 @@ import importlib
 import importlib.metadata
 import sys
 from difflib import get_close_matches
-from typing import Any, Dict, Type
+from functools import lru_cache
+from typing import Any, Mapping, Type
 
 from fedbus.tasks.task import TrainingTask
 
@@ -16,8 +17,10 @@ _EXTRAS = {"torch": "fedbus[torch]", "sklearn": "fedbus[digits]", "mlxtend": "fe
 _PACKAGES = {"sklearn": "scikit-learn"}
 
 
-def installed() -> Dict[str, str]:
-    """Tasks installed on this host: `module:attr` by name."""
+@lru_cache(maxsize=None)
+def installed() -> Mapping[str, str]:
+    """Tasks installed on this host when first asked: `module:attr` by name."""
+    # Looked up once: it reads the metadata of every installed package, and each round needs it.
     points: Any = importlib.metadata.entry_points()
     select = getattr(points, "select", None)
     found = select(group=GROUP) if select else points.get(GROUP, ())  # a dict under Python 3.9
