@@ -16,6 +16,8 @@ def is_token(text: str) -> bool:
     return re.fullmatch(TOKEN_PATTERN, text) is not None
 
 
+# What was received: large payloads stay in the buffer that took them from the socket.
+Payload = bytes | bytearray
 Token = Annotated[str, StringConstraints(pattern=TOKEN_PATTERN)]
 RunName = Token
 WorkerName = Token

@@ -12,6 +12,7 @@ from fedbus_schemas.base import (
     Digest,
     Metrics,
     NodeName,
+    Payload,
     Reason,
     RoundNumber,
     RunName,
@@ -64,7 +65,7 @@ class _Packed(Wire):
         return packed
 
     @classmethod
-    def unpack(cls, data: bytes) -> Self:
+    def unpack(cls, data: Payload) -> Self:
         """Read what `pack` wrote, with lengths capped and extension types refused.
 
         Raises:

@@ -231,9 +231,9 @@ async def test_a_write_that_never_arrived_is_no_success(stack: Stack) -> None:
 
 async def deafen(bus: Bus) -> None:
     """Stop the copies without breaking the connection."""
-    for sub in list(bus.client._subs.values()):
-        if sub.subject == subjects.LOG_COPIES:
-            await sub.unsubscribe()
+    for subscription in list(bus._subscriptions):
+        if subscription.subject == subjects.LOG_COPIES:
+            await bus.unsubscribe(subscription)
     await bus.flush()
 
 

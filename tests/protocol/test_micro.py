@@ -85,6 +85,11 @@ async def test_commands_and_errors_go_across(stack: Stack) -> None:
         assert (await ask_for(operator, "r")).reason == "r waits"
         listed = json.loads((await operator.request("$SRV.INFO.planner")).data)
         assert [each["subject"] for each in listed["endpoints"]] == [subjects.api("planner", "waiting")]
+        counted = json.loads((await operator.request(f"$SRV.STATS.planner.{listed['id']}")).data)
+        (endpoint,) = counted["endpoints"]
+        assert (endpoint["num_requests"], endpoint["num_errors"]) == (7, 4)
+        assert 0 < endpoint["average_processing_time"] < endpoint["processing_time"]
+        assert json.loads((await operator.request("$SRV.PING")).data)["name"] in ("planner", "evaluator")
 
 
 async def test_a_service_that_does_not_run(stack: Stack) -> None:
@@ -100,11 +105,11 @@ async def test_who_may_ask_and_who_may_answer(stack: Stack) -> None:
         for party in (enroll, aggregator, planner, worker):
             with pytest.raises(AuthRefused):
                 await ask_for(party, "r")
-        # Whoever takes another's place is not heard.
-        await serve(aggregator, "aggregator", VERBS)
-        await serve(worker, "planner", VERBS)
-        await aggregator.flush()
-        await worker.flush()
+        # Nobody takes another's place.
+        with pytest.raises(AuthRefused, match=r"fb\.api\.aggregator"):
+            await serve(aggregator, "aggregator", VERBS)
+        with pytest.raises(AuthRefused, match=r"fb\.api\.planner"):
+            await serve(worker, "planner", VERBS)
         for service in ("aggregator", "planner"):
             with pytest.raises(BusUnavailable, match="does not answer"):
                 await ask_for(operator, "r", service)

@@ -263,7 +263,7 @@ async def test_full_waits_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytes
         # More subjects than the broker lists at once.
         async with parties(own, "enroll") as (enroll,):
             for i in range(100_005):
-                await enroll.client.publish(f"fb.event.many.{i}", b"")
+                await enroll.publish(f"fb.event.many.{i}", b"")
                 if i % 5000 == 0:
                     await put(enroll, "fb.event.barrier", b"")
             await put(enroll, "fb.event.barrier", b"")

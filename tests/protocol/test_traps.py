@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from fedbus.bus import Bus
+from fedbus.bus.stock import StockLink
 from support.buses import buses
 from support.natsd import Stack
 
@@ -129,17 +129,20 @@ def test_only_the_bus_imports_nats() -> None:
 
 
 def test_nats_py_is_pinned() -> None:
-    """`link` stands on its private names."""
+    """`stock` stands on its private names."""
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert f"nats-py=={version('nats-py')}" in wanted
 
 
-async def test_callbacks_are_set_and_reconnecting_is_off(stack: Stack) -> None:
+async def test_callbacks_are_set_and_reconnecting_is_off(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Traps 12 and 14: the default `error_cb` logs a traceback a try, and a callback must be a coroutine."""
+    monkeypatch.setenv("FEDBUS_CLIENT", "nats-py")
     async with buses(stack.credentials("operator")) as (operator,):
-        assert isinstance(operator, Bus)
-        client = operator.client
+        assert isinstance(operator.link, StockLink)
+        client = operator.link.client
         for callback in (client._error_cb, client._closed_cb):
             assert inspect.iscoroutinefunction(callback)
-            assert callback.__module__ == "fedbus.bus.link"
+            assert callback.__module__ == "fedbus.bus.stock"
         assert client.options["allow_reconnect"] is False

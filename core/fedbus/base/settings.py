@@ -18,6 +18,7 @@ VARIABLES: dict[str, str] = {
     "FEDBUS_DIR": "folder of the local stack (default ./.fedbus)",
     "FEDBUS_URL": "broker to connect to, credentials included: nats://user:password@host:4222",
     "FEDBUS_NATS_SERVER": "path of a nats-server binary to embed instead of the shipped one",
+    "FEDBUS_CLIENT": "lean or nats-py: what speaks to the broker (default lean)",
     "FEDBUS_STATE": "folder for a worker's spool and cache",
     "FEDBUS_TELEMETRY": "on or off: whether a process makes spans (default on)",
     "FEDBUS_LOG": "log level: debug, info, warning or error",

@@ -1,9 +1,9 @@
 """One supervised connection to the broker.
 
-nats-py's own reconnecting is switched off: it gives up for good on most server errors,
-never returns from a first connect that fails, and leaves in-flight work pending. Here a
-lost connection fails every pending request at once (retryable), and one loop opens a new
-client for as long as it takes, with jittered back-off, and renews every subscription.
+A lost connection fails every pending request at once (retryable), and one loop opens a new
+link for as long as it takes, with jittered back-off, and renews every subscription. The
+clients' own reconnecting is not used: nats-py's gives up for good on most server errors,
+never returns from a first connect that fails, and leaves in-flight work pending.
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import nats.errors
-from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription as LiveSubscription
-
-from fedbus.base.errors import AuthRefused, BusError, BusUnavailable, NotAcked, PayloadTooLarge
+from fedbus.base.errors import AuthRefused, BusError, BusUnavailable, ConfigError, NotAcked, PayloadTooLarge
+from fedbus.base.settings import variable
 from fedbus.bus.credentials import Credentials
+from fedbus.bus.lean import LeanLink
 from fedbus.bus.link import Link
 from fedbus.bus.replies import Message, Replies
 
@@ -35,6 +32,7 @@ BACKOFF_S = (0.05, 2.0)  # first and longest pause between tries, before jitter
 REFUSALS = 3
 # What the broker counts against max_payload besides the payload: our headers take under 300 bytes.
 HEADER_ROOM = 4096
+CLIENTS = ("lean", "nats-py")
 
 Callback = Callable[[Message], None]
 Hook = Callable[[], Awaitable[None]]
@@ -46,7 +44,8 @@ class Subscription:
 
     subject: str
     callback: Callback
-    live: LiveSubscription | None = None
+    queue: str = ""
+    sid: int | None = None
 
 
 class Bus:
@@ -100,19 +99,15 @@ class Bus:
     @property
     def max_message(self) -> int:
         """Most payload bytes of one message, headers allowed for."""
-        return self.client.max_payload - HEADER_ROOM
+        return self.link.max_payload - HEADER_ROOM
 
     @property
-    def client(self) -> Client:
-        """The live nats-py client.
+    def link(self) -> Link:
+        """The live connection.
 
         Raises:
             BusUnavailable: there is none at the moment.
         """
-        return self._alive.client
-
-    @property
-    def _alive(self) -> Link:
         if self._link is None:
             raise BusUnavailable(
                 f"not connected to {self.credentials.url}: {self.last_error or 'connecting'}"
@@ -137,8 +132,10 @@ class Bus:
             await link.close()
         self._replies.fail("the connection was closed")
 
-    async def subscribe(self, subject: str, callback: Callback) -> Subscription:
+    async def subscribe(self, subject: str, callback: Callback, queue: str = "") -> Subscription:
         """Call a plain function for each message, now and after every reconnect.
+
+        With a queue's name, each message goes to one of those that subscribe under it.
 
         What the connection loses is lost: a message is only a hint to read. Where there is no
         connection now, the next one makes up for it.
@@ -146,11 +143,11 @@ class Bus:
         Raises:
             AuthRefused: the broker refuses this subject to us.
         """
-        subscription = Subscription(subject, callback)
+        subscription = Subscription(subject, callback, queue)
         self._subscriptions.append(subscription)
         with self._replies.expect(subject) as (_, refusal):
             with contextlib.suppress(BusUnavailable):
-                await self._subscribe(self.client, subscription)
+                await self._subscribe(self.link, subscription)
                 await self.flush()
             # A refusal comes before the answer to the flush.
             if refusal.done() and isinstance(error := refusal.exception(), AuthRefused):
@@ -162,10 +159,9 @@ class Bus:
         """End a subscription; it is not renewed any more."""
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
-        if subscription.live is not None:
-            with contextlib.suppress(nats.errors.Error, OSError):
-                await subscription.live.unsubscribe()
-            subscription.live = None
+        if subscription.sid is not None and self._link is not None:
+            await self._link.unsubscribe(subscription.sid)
+            subscription.sid = None
 
     async def on_up(self, hook: Hook) -> None:
         """Run a coroutine now and after every reconnect, once subscriptions are renewed.
@@ -189,7 +185,7 @@ class Bus:
         Raises:
             BusUnavailable: the connection broke, or there was no answer in time.
         """
-        link = self._alive
+        link = self.link
         with self._replies.expect("") as (_, future):
 
             def answered(task: asyncio.Task[None]) -> None:
@@ -201,7 +197,7 @@ class Bus:
                         future.set_exception(BusUnavailable(f"flush failed: {error}"))
 
             # A task of its own, which only the connection's end cancels.
-            self._start(link.round_trips()).add_done_callback(answered)
+            self._start(link.round_trip()).add_done_callback(answered)
             try:
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
                     await future
@@ -215,12 +211,9 @@ class Bus:
             BusUnavailable: not connected.
             PayloadTooLarge: more than the broker takes.
         """
-        nc = self.client
+        link = self.link
         self._check_size(subject, data, {})
-        try:
-            await nc.publish(subject, data)
-        except (nats.errors.Error, OSError) as error:
-            raise BusUnavailable(f"publish to {subject} failed: {error}") from error
+        await link.publish(subject, data)
 
     async def request(
         self,
@@ -260,20 +253,16 @@ class Bus:
         timeout_s: float,
         parts: list[Message] | None,
     ) -> Message:
-        nc = self.client
+        link = self.link
         self._check_size(subject, data, headers)
         with self._replies.expect(subject, parts) as (number, future):
             try:
-                # A fresh dict each time: nats-py changes the one that it is given.
-                fresh = dict(headers) if headers else None
-                await nc.publish(subject, data, reply=f"{self._inbox}.{number}", headers=fresh)
+                await link.publish(subject, data, f"{self._inbox}.{number}", headers)
                 # Not `wait_for`: under Python 3.11 it loses a cancellation that meets the result.
                 async with asyncio.timeout(timeout_s):
                     message = await future
             except TimeoutError:
                 raise NotAcked(f"no reply from {subject} in {timeout_s:g} s") from None
-            except (nats.errors.Error, OSError) as error:
-                raise BusUnavailable(f"request to {subject} failed: {error}") from error
         if message.status == "503" and not message.data:
             raise BusUnavailable(f"nobody serves {subject}")
         return message
@@ -289,7 +278,7 @@ class Bus:
             task.cancel()
 
     def _check_size(self, subject: str, data: bytes, headers: Mapping[str, str]) -> None:
-        # The broker counts the headers too, and cuts a connection that sends more; nats-py does neither.
+        # The broker counts the headers too, and cuts a connection that sends more.
         of_headers = sum(len(f"{name}: {value}\r\n".encode()) for name, value in headers.items()) + 16
         if len(data) > self.max_message or of_headers > HEADER_ROOM:
             raise PayloadTooLarge(
@@ -323,17 +312,18 @@ class Bus:
         self.last_error = text
 
     async def _open(self) -> None:
-        link = Link(self.credentials, self._name, self._lost, self._report)
+        link = _client()(self.credentials, self._name, self._lost, self._report)
         inbox = f"{self.credentials.inbox_prefix}.r.{random.getrandbits(64):016x}"
         try:
             await link.open()
-            await self._subscribe(link.client, Subscription(f"{inbox}.*", self._replies.take))
+            await self._subscribe(link, Subscription(f"{inbox}.*", self._replies.take))
             for subscription in list(self._subscriptions):
-                await self._subscribe(link.client, subscription)
-            if not link.client.is_connected:
+                await self._subscribe(link, subscription)
+            if link.closed:
                 raise BusUnavailable(f"{self.credentials.url} closed the connection")
         except BaseException:
-            await link.close(abort=True)
+            link.abort()
+            await link.close()
             raise
         # From here on `_lost` answers for this link; nothing awaits between the check and this.
         self._link, self._inbox, self.last_error = link, inbox, None
@@ -357,22 +347,15 @@ class Bus:
                     break
 
     @staticmethod
-    async def _subscribe(nc: Client, subscription: Subscription) -> None:
-        subject = subscription.subject
-
-        async def deliver(msg: Msg) -> None:
+    async def _subscribe(link: Link, subscription: Subscription) -> None:
+        def deliver(message: Message) -> None:
             try:
-                subscription.callback(Message(msg.subject, msg.data, msg.headers or {}, msg.reply))
+                subscription.callback(message)
             except Exception:
-                log.exception("a subscriber failed", extra={"action": "deliver", "subject": msg.subject})
+                about = {"action": "deliver", "subject": message.subject}
+                log.exception("a subscriber failed", extra=about)
 
-        # No client-side limit: nats-py would drop messages over it and tell only its error callback.
-        try:
-            subscription.live = await nc.subscribe(
-                subject, cb=deliver, pending_msgs_limit=0, pending_bytes_limit=0
-            )
-        except nats.errors.Error as error:
-            raise BusUnavailable(f"could not subscribe to {subject}: {error}") from error
+        subscription.sid = await link.subscribe(subscription.subject, deliver, subscription.queue)
 
     def _report(self, error: Exception) -> None:
         """Take what the broker reports outside any reply, such as a late 'permissions violation'."""
@@ -381,7 +364,7 @@ class Bus:
             log.warning("the broker refused: %s", text, extra={"action": "permission"})
             self._replies.refuse(text, self.credentials.name)
         elif not self._closing:
-            log.debug("nats: %s", text or type(error).__name__, extra={"action": "nats-error"})
+            log.debug("broker: %s", text or type(error).__name__, extra={"action": "nats-error"})
 
     def _lost(self, link: Link) -> None:
         if link is not self._link or self._closing:
@@ -397,3 +380,19 @@ class Bus:
         await before.close()
         await self._open_with_backoff(refused_is_final=False)
         log.info("connected to %s again", self.credentials.url, extra={"action": "reconnect"})
+
+
+def _client() -> type[Link]:
+    """The kind of link that is chosen.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
+    chosen = variable("FEDBUS_CLIENT") or CLIENTS[0]
+    if chosen not in CLIENTS:
+        raise ConfigError(f"FEDBUS_CLIENT is {chosen!r}", hint=f"use {' or '.join(CLIENTS)}")
+    if chosen == "nats-py":
+        from fedbus.bus.stock import StockLink  # imported by those who want it: it takes 8 MiB
+
+        return StockLink
+    return LeanLink

@@ -121,7 +121,8 @@ class RoundLog:
             self._fold(self._arrivals.ahead(stored.seq, stored) or [stored])
 
     def _copy(self, message: Message) -> None:
-        stored = Stored(int(message.headers["Nats-Sequence"]), message.headers["Nats-Subject"], message.data)
+        told = message.headers
+        stored = Stored(int(told["Nats-Sequence"]), told["Nats-Subject"], bytes(message.data))
         self._fold(self._arrivals.copy(stored.seq, stored))
         if self._arrivals.missing:
             self._stale.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from typing import Any
 
 from fedbus_schemas import subjects
@@ -139,11 +140,11 @@ def check_server(bus: Bus) -> None:
     Raises:
         ServerTooOld: names its version and what it lacks.
     """
-    version = bus.client.connected_server_version
-    found = (version.major, version.minor, version.patch)
-    if found[:2] < OLDEST_SERVER:
+    version = bus.link.server_version
+    found = tuple(int(digits) for digits in re.findall(r"\d+", version)[:2])
+    if found < OLDEST_SERVER:
         raise ServerTooOld(
-            f"nats-server {'.'.join(map(str, found))} is too old: fedbus needs 2.12 or later for {NEEDS}",
+            f"nats-server {version} is too old: fedbus needs 2.12 or later for {NEEDS}",
             hint="leave --url out to use the embedded server, or upgrade yours",
         )
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 
+from fedbus_schemas.base import Payload
+
 from fedbus.base.errors import AuthRefused, BusUnavailable, FedbusError
 
 
@@ -16,7 +18,7 @@ class Message:
     """A received message."""
 
     subject: str
-    data: bytes
+    data: Payload
     headers: Mapping[str, str]
     reply: str = ""
 
@@ -70,7 +72,7 @@ class Replies:
     def refuse(self, report: str, who: str) -> None:
         """The broker reported that it refuses a subject; it says so late and to nobody in particular."""
         for subject, future, _ in list(self._waits.values()):
-            # nats-py lower-cases the subject in the report.
+            # nats-py lower-cases the report.
             if f'"{subject.lower()}"' in report.lower():
                 _fail(future, AuthRefused(f"the broker refuses {subject} to {who}"))
 

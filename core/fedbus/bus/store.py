@@ -15,6 +15,8 @@ import random
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+from fedbus_schemas.base import Payload
+
 from fedbus.base.errors import BusError, BusUnavailable, NotAcked, StreamFull, StreamMissing
 from fedbus.bus.connection import Bus, Message
 
@@ -53,7 +55,7 @@ def _rebuild(err_code: int, message: str) -> JetStreamError:
     return error
 
 
-def parse_answer(data: bytes) -> dict[str, Any]:
+def parse_answer(data: Payload) -> dict[str, Any]:
     """A JSON answer of the JetStream API.
 
     Raises:
@@ -243,7 +245,7 @@ async def get_last(bus: Bus, stream: str, patterns: Sequence[str]) -> list[Messa
 
 async def get_all(
     bus: Bus, stream: str, subjects: Sequence[str], in_flight: int = READS_IN_FLIGHT
-) -> AsyncGenerator[bytes]:
+) -> AsyncGenerator[Payload]:
     """Payloads of many subjects, in order, with a bounded number of reads in flight.
 
     Raises:

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
+from fedbus_schemas.base import Payload
 from fedbus_schemas.update import ChunkHeader
 from pydantic import ValidationError
 
@@ -38,7 +39,7 @@ def max_chunk_bytes(span: Span) -> int:
     return 4 * span.count + ALLOWANCE_BYTES
 
 
-def chunk_digest(data: bytes | memoryview) -> str:
+def chunk_digest(data: Payload | memoryview) -> str:
     """SHA-256 in hex: what a manifest lists and a model chunk's subject carries."""
     return hashlib.sha256(data).hexdigest()
 
@@ -63,7 +64,7 @@ def encode_chunk(span: Span, x: Vector, name: str, codec: Codec) -> bytes:
 
 
 def decode_chunk(
-    data: bytes | memoryview, digest: str, span: Span, name: str, codec: Codec, out: Vector
+    data: Payload | memoryview, digest: str, span: Span, name: str, codec: Codec, out: Vector
 ) -> None:
     """Verify and decode one chunk.
 

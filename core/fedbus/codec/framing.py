@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedbus_schemas.base import Payload
+
 from fedbus.codec import Vector, codec
 from fedbus.codec.chunk import codec_for, decode_chunk, encode_chunk
 from fedbus.codec.grid import Span
@@ -26,7 +28,7 @@ class Framing:
         name = codec_for(span, self.name)
         return encode_chunk(span, x, name, self._codecs[name])
 
-    def decode(self, data: bytes, digest: str, span: Span, out: Vector) -> None:
+    def decode(self, data: Payload, digest: str, span: Span, out: Vector) -> None:
         """A chunk's bytes into `out`, which has the span's length.
 
         Raises:

@@ -50,7 +50,7 @@ async def read_spans(bus: Bus, trace_id: str, since: float, until: float | None 
             # Looked for in the raw bytes first: most messages are of other rounds, and need no parsing.
             if wanted in message.data:
                 party = message.headers["Nats-Subject"].rpartition(".")[2]
-                found += [span for span in decode(message.data, party) if span.trace_id == trace_id]
+                found += [span for span in decode(bytes(message.data), party) if span.trace_id == trace_id]
         if end.status == "404" or not messages:
             return found
         if end.status != "204":

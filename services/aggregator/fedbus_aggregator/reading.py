@@ -19,6 +19,7 @@ from fedbus.rounds.close import Attempt
 from fedbus.rounds.collecting import Refusal, judge_attempt, judge_manifest
 from fedbus.rounds.fold import Round
 from fedbus_schemas import subjects
+from fedbus_schemas.base import Payload
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.log import AcceptedUpdate
 from fedbus_schemas.plan import Plan
@@ -142,12 +143,12 @@ class UpdateReader:
             await chunks.aclose()
         return total
 
-    def _decode_one(self, data: bytes, digest: str, span: Span, out: Vector) -> float:
+    def _decode_one(self, data: Payload, digest: str, span: Span, out: Vector) -> float:
         """Decode a chunk; returns the largest magnitude in it."""
         self._framing.decode(data, digest, span, out)
         return max(float(out.max()), -float(out.min()))
 
-    async def _chunks(self, ref: RoundRef, manifest: UpdateManifest) -> AsyncGenerator[bytes]:
+    async def _chunks(self, ref: RoundRef, manifest: UpdateManifest) -> AsyncGenerator[Payload]:
         if manifest.body is not None:
             yield manifest.body
             return

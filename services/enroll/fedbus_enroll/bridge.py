@@ -69,7 +69,7 @@ class Bridge:
                     log.exception("spans were not forwarded", extra={"action": "bridge"})
 
     def _hear(self, message: Message) -> None:
-        data, party = message.data, message.subject.rpartition(".")[2]
+        data, party = bytes(message.data), message.subject.rpartition(".")[2]
         if len(data) > MOST_BYTES:
             self._drop(1, f"{party} sent {len(data)} bytes at once, allowed {MOST_BYTES}")
         elif not data:
