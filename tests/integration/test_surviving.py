@@ -73,7 +73,8 @@ async def test_a_worker_that_crashed_in_mid_upload_resumes_at_the_chunk_it_had(
         await parties.start({"train": {"elements": ELEMENTS, "value": 2.0}}, run)
         spool = Spool(parties.state_of("crasher") / "spool" / f"{run}.1.0")
         await parties.until(lambda: _stored(spool) == 5, "five chunks are acknowledged")
-        update = spool.load()
+        await parties.until(lambda: Spool(spool.folder).update is not None, "all of it is encoded")
+        update = Spool(spool.folder).update
         assert update
         await worker.crash()
         again: dict[str, str] = {}

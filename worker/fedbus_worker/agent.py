@@ -155,7 +155,7 @@ class Agent:
                 if self._current and self._current[0].ref == ref:
                     await self._stop_current()
                 self._say_outcome(ref)
-                await asyncio.to_thread(self._work.forget, key)
+                await self._work.forget(key)
         if self._current and self._is_over(self._current[0]):
             await self._stop_current()
         if self._current is None:

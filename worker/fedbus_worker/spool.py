@@ -1,8 +1,12 @@
 """An encoded update on disk, until its round has ended: a restart resumes at the chunk it had.
 
 A folder per assignment holds `chunks` (all chunks, back to back), `update.json` (what the
-manifest will say; written last, so it means "encoded") and `stored` (a byte for each
-acknowledged chunk). The bytes that are sent again are the same bytes.
+manifest will say; written last, so it means "encoded"), `stored` (a byte for each
+acknowledged chunk) and `sent` (the manifest is acknowledged). The bytes that are sent again
+are the same bytes.
+
+Nothing here is synced to the disk: a kill of the worker loses no write, and what a power
+cut damages is noticed by `intact` and made anew.
 """
 
 from __future__ import annotations
@@ -11,7 +15,9 @@ import hashlib
 import shutil
 from pathlib import Path
 
+from fedbus.bus.threads import apart
 from fedbus_schemas.base import Wire
+from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.update import UpdateManifest
 from pydantic import ValidationError
 
@@ -21,15 +27,16 @@ class SpooledUpdate(Wire):
 
     manifest: UpdateManifest
     sizes: list[int]
-    sent: bool = False
 
 
 class Spool:
-    """One assignment's folder."""
+    """One assignment's folder. One process owns it, and reads `update.json` once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        self.update = self._load()
+        self.sent = (folder / "sent").exists()
 
     @property
     def delta(self) -> Path:
@@ -41,43 +48,46 @@ class Spool:
         """The encoded chunks, back to back."""
         return self.folder / "chunks"
 
-    def load(self) -> SpooledUpdate | None:
-        """The encoded update, if encoding had finished."""
+    def _load(self) -> SpooledUpdate | None:
         try:
             return SpooledUpdate.model_validate_json((self.folder / "update.json").read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
 
     def save(self, update: SpooledUpdate) -> None:
-        """Write `update.json`, whole or not at all.
-
-        Nothing here is synced to the disk: a kill of the worker loses no write, and what a power
-        cut damages is noticed by `intact` and made anew.
-        """
+        """Write `update.json`, whole or not at all."""
         path = self.folder / "update.json"
         temporary = path.with_suffix(".new")
         temporary.write_text(update.model_dump_json())
         temporary.replace(path)
+        self.update = update
+
+    def mark_sent(self) -> None:
+        """The manifest is acknowledged: nothing is left to do but to wait for the round's end."""
+        (self.folder / "sent").touch()
+        self.sent = True
 
     def intact(self, update: SpooledUpdate) -> bool:
         """Whether every chunk on disk is the one that the manifest lists."""
         try:
-            chunks = (self.read(update, i) for i in range(len(update.sizes)))
+            chunks = (self.read(update.sizes, i) for i in range(len(update.sizes)))
             return [hashlib.sha256(chunk).hexdigest() for chunk in chunks] == update.manifest.chunks
         except OSError:
             return False
 
     def restart(self) -> None:
         """Forget what was stored of an earlier attempt: another encoding follows."""
-        (self.folder / "stored").unlink(missing_ok=True)
+        for name in ("sent", "stored", "update.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        self.update, self.sent = None, False
 
-    def unsent(self, update: SpooledUpdate) -> list[int]:
-        """Chunks without an acknowledgement on record."""
+    def stored(self) -> set[int]:
+        """Chunks with an acknowledgement on record."""
         try:
-            stored = (self.folder / "stored").read_bytes()
+            record = (self.folder / "stored").read_bytes()
         except FileNotFoundError:
-            stored = b""
-        return [i for i in range(len(update.sizes)) if stored[i : i + 1] != b"\x01"]
+            return set()
+        return {index for index, mark in enumerate(record) if mark == 1}
 
     def note_stored(self, index: int) -> None:
         """Record an acknowledgement. Losing the record costs one repeat, so it is not synced."""
@@ -87,12 +97,48 @@ class Spool:
             file.seek(index)
             file.write(b"\x01")
 
-    def read(self, update: SpooledUpdate, index: int) -> bytes:
-        """One chunk."""
-        with self.chunks.open("rb") as file:
-            file.seek(sum(update.sizes[:index]))
-            return file.read(update.sizes[index])
+    def read(self, sizes: list[int], index: int) -> bytes:
+        """One chunk, by the sizes of those before it and its own."""
+        with self.chunks.open("rb", buffering=0) as file:
+            file.seek(sum(sizes[:index]))
+            return file.read(sizes[index])
 
     def remove(self) -> None:
         """Delete everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.update, self.sent = None, False
+
+
+class Spools:
+    """The folders of all assignments that have files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._open = {path.name: Spool(path) for path in sorted(folder.iterdir()) if _ref(path.name)}
+
+    def open(self, key: str) -> Spool:
+        """The folder of an assignment, made where there is none."""
+        if key not in self._open:
+            self._open[key] = Spool(self._folder / key)
+        return self._open[key]
+
+    def known(self, key: str) -> Spool | None:
+        """The folder of an assignment, if there is one."""
+        return self._open.get(key)
+
+    def refs(self) -> dict[str, RoundRef]:
+        """The rounds of all assignments, by key."""
+        return {key: ref for key in self._open if (ref := _ref(key))}
+
+    async def forget(self, key: str) -> None:
+        """Delete an assignment's files."""
+        if spool := self._open.pop(key, None):
+            await apart(spool.update.manifest.size_bytes if spool.update else 0, spool.remove)
+
+
+def _ref(name: str) -> RoundRef | None:
+    """The round of an assignment's key; a stray file has none."""
+    run, _, rest = name.partition(".")
+    number, _, node = rest.partition(".")
+    return RoundRef(run, int(number)) if number.isascii() and number.isdigit() and node else None

@@ -24,8 +24,8 @@ from fedbus.bus.replies import Message
 
 log = logging.getLogger(__name__)
 
-# Bytes that may wait in this process before a publish waits: one upload window.
-UNSENT_BYTES = 8 << 20
+# Bytes that may wait in this process before a publish waits.
+UNSENT_BYTES = 2 << 20
 # What a message may have beyond the broker's limit: headers that the broker itself adds.
 ADDED_HEADERS = 64 << 10
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -14,6 +13,7 @@ from fedbus_schemas.update import ModelManifest
 from fedbus.base.errors import DigestMismatch, RemoteContractError
 from fedbus.bus.connection import Bus
 from fedbus.bus.store import get, get_all
+from fedbus.bus.threads import apart
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid, Span
@@ -55,7 +55,7 @@ async def read_spans(
     async with aclosing(get_all(bus, subjects.MODELS, names)) as chunks:
         for span, digest in zip(spans, manifest.chunks, strict=True):
             out = place(span)
-            await asyncio.to_thread(framing.decode, await anext(chunks), digest, span, out)
+            await apart(out.nbytes, framing.decode, await anext(chunks), digest, span, out)
             yield span, out
 
 

@@ -33,7 +33,7 @@ NO_MESSAGE = 10037
 NO_STREAM = 10059
 
 ACK_TIMEOUT_S = 30.0  # an ack may queue behind a window of chunks on a slow link; a broken link fails at once
-WINDOW_BYTES = 8 << 20
+WINDOW_BYTES = 4 << 20
 READS_IN_FLIGHT = 8  # about 2 MiB of broker memory each (research: 547 MB/s with 8)
 FULL_PAUSE_S = 1.0
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fedbus.codec.chunk import chunk_digest
+from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.update import UpdateManifest
-from fedbus_worker.spool import Spool, SpooledUpdate
+from fedbus_worker.spool import Spool, SpooledUpdate, Spools
 from hypothesis import given
 from hypothesis import strategies as st
 from support.rounds import digest
@@ -16,7 +16,7 @@ from support.rounds import digest
 CHUNKS = [b"first", b"the second", b"3"]
 
 
-def _spooled(folder: Path, chunks: list[bytes] | None = None, **changes: Any) -> tuple[Spool, SpooledUpdate]:
+def _spooled(folder: Path, chunks: list[bytes] | None = None) -> tuple[Spool, SpooledUpdate]:
     """As the worker leaves it when encoding is done."""
     chunks = CHUNKS if chunks is None else chunks
     spool = Spool(folder / "run-1.3.0")
@@ -26,67 +26,98 @@ def _spooled(folder: Path, chunks: list[bytes] | None = None, **changes: Any) ->
         codec="int8", num_examples=7, metrics={"loss": 0.1}, chunks=[chunk_digest(c) for c in chunks],
         size_bytes=sum(map(len, chunks)),
     )  # fmt: skip
-    update = SpooledUpdate(manifest=manifest, sizes=[len(chunk) for chunk in chunks], **changes)
+    update = SpooledUpdate(manifest=manifest, sizes=[len(chunk) for chunk in chunks])
     spool.save(update)
     return spool, update
 
 
 def _read(spool: Spool, update: SpooledUpdate, indices: list[int]) -> dict[int, bytes]:
-    return {index: spool.read(update, index) for index in indices}
+    return {index: spool.read(update.sizes, index) for index in indices}
+
+
+def _unsent(spool: Spool) -> list[int]:
+    assert spool.update is not None
+    return sorted(set(range(len(spool.update.sizes))) - spool.stored())
 
 
 def test_before_encoding_is_done_there_is_nothing(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "a")
-    assert spool.load() is None
+    assert spool.update is None
     spool.chunks.write_bytes(b"half an upd")
     spool.delta.write_bytes(b"\0\0\0\0")
-    assert Spool(tmp_path / "a").load() is None
+    assert Spool(tmp_path / "a").update is None
 
 
 def test_a_restart_finds_the_same_update(tmp_path: Path) -> None:
     spool, update = _spooled(tmp_path)
-    again = Spool(spool.folder).load()
-    assert again == update
-    assert again is not None
-    assert again.manifest.pack() == update.manifest.pack()
+    again = Spool(spool.folder)
+    assert again.update == update
+    assert again.update.manifest.pack() == update.manifest.pack()
     assert not again.sent
-    spool.save(update.model_copy(update={"sent": True}))
-    sent = Spool(spool.folder).load()
-    assert sent is not None
-    assert sent.sent
+    spool.mark_sent()
+    assert spool.sent
+    assert Spool(spool.folder).sent
+
+
+def test_another_attempt_begins_with_nothing(tmp_path: Path) -> None:
+    spool, _ = _spooled(tmp_path)
+    spool.note_stored(1)
+    spool.mark_sent()
+    spool.restart()
+    for each in (spool, Spool(spool.folder)):
+        assert (each.update, each.sent, each.stored()) == (None, False, set())
+
+
+async def test_the_index_follows_what_is_opened_and_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "stray").mkdir()
+    (tmp_path / "run.x.0").mkdir()
+    spool, update = _spooled(tmp_path)
+    spools = Spools(tmp_path)
+    assert spools.refs() == {"run-1.3.0": RoundRef("run-1", 3)}
+    known = spools.known("run-1.3.0")
+    assert known is not None
+    assert known.update == update
+    assert spools.open("run-1.3.0") is known
+    assert spools.known("run-1.4.0") is None
+    spools.open("run-1.4.0")
+    assert list(spools.refs()) == ["run-1.3.0", "run-1.4.0"]
+    await spools.forget("run-1.3.0")
+    await spools.forget("run-1.3.0")
+    assert not spool.folder.exists()
+    assert list(spools.refs()) == ["run-1.4.0"]
 
 
 async def test_a_resume_reads_the_same_bytes_and_only_those_without_an_acknowledgement(
     tmp_path: Path,
 ) -> None:
     spool, update = _spooled(tmp_path)
-    assert spool.unsent(update) == [0, 1, 2]
+    assert _unsent(spool) == [0, 1, 2]
     assert _read(spool, update, [0, 1, 2]) == dict(enumerate(CHUNKS))
     spool.note_stored(2)
     spool.note_stored(0)
     again = Spool(spool.folder)
-    assert again.unsent(update) == [1]
-    assert _read(again, update, again.unsent(update)) == {1: CHUNKS[1]}
+    assert _unsent(again) == [1]
+    assert _read(again, update, _unsent(again)) == {1: CHUNKS[1]}
     again.note_stored(1)
     again.note_stored(1)
-    assert Spool(spool.folder).unsent(update) == []
+    assert _unsent(Spool(spool.folder)) == []
 
 
 @given(st.lists(st.integers(0, 19), max_size=30))
 def test_acknowledgements_may_come_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, order: list[int]
 ) -> None:
-    spool, update = _spooled(tmp_path_factory.mktemp("spool"), [bytes([i]) * (i + 1) for i in range(20)])
+    spool, _ = _spooled(tmp_path_factory.mktemp("spool"), [bytes([i]) * (i + 1) for i in range(20)])
     for index in order:
         spool.note_stored(index)
-    assert Spool(spool.folder).unsent(update) == [i for i in range(20) if i not in set(order)]
+    assert _unsent(Spool(spool.folder)) == [i for i in range(20) if i not in set(order)]
 
 
 @pytest.mark.parametrize("record", [b"", b"\x01", b"\x01\x00", b"\x00\x00\x00", b"\x01\xff\x02"])
 def test_a_lost_or_torn_record_of_acknowledgements_costs_a_repeat(tmp_path: Path, record: bytes) -> None:
-    spool, update = _spooled(tmp_path)
+    spool, _ = _spooled(tmp_path)
     (spool.folder / "stored").write_bytes(record)
-    assert spool.unsent(update) == [i for i in range(3) if record[i : i + 1] != b"\x01"]
+    assert _unsent(spool) == [i for i in range(3) if record[i : i + 1] != b"\x01"]
 
 
 @pytest.mark.parametrize("keep", [0, 1, 50, -1])
@@ -94,24 +125,23 @@ def test_a_torn_update_is_no_update(tmp_path: Path, keep: int) -> None:
     spool, _ = _spooled(tmp_path)
     path = spool.folder / "update.json"
     path.write_bytes(path.read_bytes()[:keep])
-    assert spool.load() is None
+    assert Spool(spool.folder).update is None
 
 
 @pytest.mark.parametrize("data", [b"\0" * 100, b"null", b"{}", b'{"sizes":[]}', b"\xff\xfe"])
 def test_what_is_no_update_is_ignored(tmp_path: Path, data: bytes) -> None:
     spool, _ = _spooled(tmp_path)
     (spool.folder / "update.json").write_bytes(data)
-    assert spool.load() is None
+    assert Spool(spool.folder).update is None
 
 
 def test_a_kill_while_saving_leaves_the_old_one_whole(tmp_path: Path) -> None:
     spool, update = _spooled(tmp_path)
     (spool.folder / "update.new").write_text('{"manifest": {"run"')
-    assert Spool(spool.folder).load() == update
-    spool.save(update.model_copy(update={"sent": True}))
-    saved = Spool(spool.folder).load()
-    assert saved is not None
-    assert saved.sent
+    assert Spool(spool.folder).update == update
+    changed = update.model_copy(update={"sizes": [1]})
+    spool.save(changed)
+    assert Spool(spool.folder).update == changed
     assert sorted(path.name for path in spool.folder.iterdir()) == ["chunks", "update.json"]
 
 
@@ -123,7 +153,7 @@ def test_removing_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
     spool.remove()
     assert list(tmp_path.iterdir()) == []
     fresh = Spool(spool.folder)
-    assert fresh.load() is None
+    assert fresh.update is None
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])

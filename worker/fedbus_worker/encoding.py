@@ -1,0 +1,141 @@
+"""A trained difference on its way into the spool: encoded in a thread, chunk by chunk.
+
+The upload may follow it chunk by chunk; what it needs to know is here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from fedbus.base.clock import random_token
+from fedbus.base.errors import FedbusError, PayloadTooLarge
+from fedbus.bus.threads import apart
+from fedbus.codec.chunk import chunk_digest
+from fedbus.codec.framing import Framing
+from fedbus.codec.grid import Grid
+from fedbus.tasks.task import Trained
+from fedbus_schemas.update import TensorSpec, UpdateManifest
+
+from fedbus_worker.assignments import Assignment
+from fedbus_worker.models import read_vector
+from fedbus_worker.spool import Spool, SpooledUpdate
+
+Seat = tuple[str, int, str, str, str]  # run, round, worker, node, attempt: what names an update's messages
+
+
+class Stopped(FedbusError):
+    """The round was over before the update was encoded."""
+
+
+class Encoding:
+    """One attempt at a round.
+
+    Args:
+        assignment: what it is for.
+        spool: where `delta` is, and where the chunks go.
+        table: of the model.
+        trained: what the task said of its work.
+    """
+
+    def __init__(
+        self, assignment: Assignment, spool: Spool, table: Sequence[TensorSpec], trained: Trained
+    ) -> None:
+        self.grid = Grid.of(table)
+        self.sizes: list[int] = []  # of the chunks that are encoded
+        news, member = assignment.announcement, assignment.member
+        self.attempt = random_token()
+        self.seat: Seat = (news.run, news.round, member.worker, member.node, self.attempt)
+        self._news = news
+        self._spool = spool
+        self._table = list(table)
+        self._trained = trained
+        self._digests: list[str] = []
+        self._grown = asyncio.Event()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Give it up after the chunk that is being encoded."""
+        self._stopped = True
+
+    async def run(self, report: Callable[[float], None]) -> SpooledUpdate:
+        """Encode all of it, in a thread if it is large.
+
+        Args:
+            report: told the share that is encoded, perhaps from that thread.
+
+        Raises:
+            PayloadTooLarge: it weighs more than the plan allows.
+            OSError: the disk is full.
+        """
+        loop = asyncio.get_running_loop()
+
+        def grew() -> None:
+            report(len(self.sizes) / len(self.grid.spans))
+            loop.call_soon_threadsafe(self._grown.set)
+
+        try:
+            return await apart(self.grid.bytes, self._encode, grew)
+        finally:
+            self._grown.set()
+
+    async def indices(self, encoded: asyncio.Task[SpooledUpdate]) -> AsyncGenerator[int]:
+        """Each chunk's number, as soon as it is encoded.
+
+        Args:
+            encoded: the task in which `run` runs; its error is raised here, too.
+        """
+        for index in range(len(self.grid.spans)):
+            while len(self.sizes) <= index:
+                if encoded.done():
+                    encoded.result()
+                self._grown.clear()
+                if len(self.sizes) <= index:
+                    await self._grown.wait()
+            yield index
+
+    def _encode(self, grew: Callable[[], None]) -> SpooledUpdate:
+        plan = self._news.plan
+        framing = Framing(plan.codec.up.name, plan.codec.up.params)
+        weight = 0
+        with self._spool.chunks.open("wb") as file:
+            for span, values in read_vector(self._spool.delta, self.grid):
+                if self._stopped:
+                    raise Stopped("the round is over")
+                data = framing.encode(span, values)
+                weight += len(data)
+                if weight > plan.max_update_bytes:
+                    raise PayloadTooLarge(
+                        f"the update weighs more than the plan allows, {plan.limits.mb_per_worker:g} MB",
+                        hint="raise limits.mb_per_worker, or choose a codec that compresses more",
+                    )
+                file.write(data)
+                file.flush()  # the upload reads it
+                self._digests.append(chunk_digest(data))
+                self.sizes.append(len(data))
+                grew()
+        self._spool.delta.unlink()
+        run, round_, worker, node, attempt = self.seat
+        manifest = UpdateManifest(
+            run=run,
+            round=round_,
+            worker=worker,
+            node=node,
+            attempt=attempt,
+            plan=self._news.plan_digest,
+            base=self._news.base,
+            codec=plan.codec.up.name,
+            num_examples=self._trained.num_examples,
+            metrics=dict(self._trained.metrics),
+            chunks=self._digests,
+            size_bytes=weight,
+            table=None if self._news.base else self._table,
+        )
+        update = SpooledUpdate(manifest=manifest, sizes=self.sizes)
+        self._spool.save(update)
+        return update
+
+
+def seat_of(manifest: UpdateManifest) -> Seat:
+    """The names of an update's messages."""
+    return manifest.run, manifest.round, manifest.worker, manifest.node, manifest.attempt
