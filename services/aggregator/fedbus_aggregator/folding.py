@@ -7,7 +7,6 @@ write-once subjects make the same bytes, so the sum is the same to the bit.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
@@ -15,6 +14,7 @@ import numpy as np
 from fedbus.bus import Bus
 from fedbus.bus.models import read_manifest, read_spans
 from fedbus.bus.store import Publisher
+from fedbus.bus.threads import apart
 from fedbus.codec import Vector
 from fedbus.codec.chunk import chunk_digest
 from fedbus.codec.framing import Framing
@@ -115,15 +115,15 @@ class Folding:
                 assert read.table is not None
                 self._table = read.table
                 await self._start_sum()
-            await asyncio.to_thread(self._add, read)
+            await apart(read.values.nbytes, self._add, read)
             self._reader.release(read.values)
             self._folded.append(update.key)
 
     async def _start_sum(self) -> None:
         self._folded = []
         if self._table:
-            # In a thread: writing a new sum's pages takes a second for a GB.
-            await asyncio.to_thread(self._strategy.start, Grid.of(self._table).size)
+            size = Grid.of(self._table).size
+            await apart(4 * size, self._strategy.start, size)
 
     def discard(self, round_: Round) -> None:
         """Drop verified updates that the round will not accept any more."""
@@ -167,7 +167,9 @@ class Folding:
         mean = np.empty_like(scratch)
         async with aclosing(base) as spans:
             async for span, values in spans:
-                data, digest = await asyncio.to_thread(self._seal, span, values, mean[: span.count], framing)
+                data, digest = await apart(
+                    values.nbytes, self._seal, span, values, mean[: span.count], framing
+                )
                 digests.append(digest)
                 sizes.append(len(data))
                 yield subjects.model_chunk(digest), data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 from fedbus.base.errors import CodecError, StreamMissing, describe
 from fedbus.bus import Bus
 from fedbus.bus.store import get, get_all
+from fedbus.bus.threads import apart
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid, Span
@@ -132,8 +132,7 @@ class UpdateReader:
                         )
                         return Refusal("wrong-size", said, span.index)
                     out = values[span.offset : span.end]
-                    # In a thread: hashing and decoding release the GIL, so the log is never held up.
-                    peak = await asyncio.to_thread(self._decode_one, data, digest, span, out)
+                    peak = await apart(out.nbytes, self._decode_one, data, digest, span, out)
                 except (CodecError, StreamMissing) as error:
                     return Refusal(error.code, f"chunk {span.index}: {error.message}"[:500], span.index)
                 if peak * manifest.num_examples > MOST_WEIGHTED:
@@ -168,8 +167,10 @@ class UpdateReader:
 
 def _lacks_memory(grid: Grid, free_vectors: int) -> Refusal | None:
     """A member that makes the first model chooses its size: it must fit before anything is allocated."""
+    if free_vectors:
+        return None  # there is room: it was used before
     available = available_memory()
-    if free_vectors or available is None or 2 * grid.bytes <= MEMORY_SHARE * available:
+    if available is None or 2 * grid.bytes <= MEMORY_SHARE * available:
         return None
     needs, has = 2 * grid.bytes // 10**6, available // 10**6
     return Refusal(

@@ -235,7 +235,6 @@ class Evaluator:
         manifest = await read_manifest(self._bus, model)
         vector = np.memmap(path, np.float32, "w+", shape=(Grid.of(manifest.table).size,))
         await load_model(self._bus, manifest, vector)
-        await asyncio.to_thread(vector.flush)
         return await trainer.evaluate(plan.task, plan.train, Site(held_out=True), manifest.table, path)
 
     async def _plan(self, run: str) -> Plan:
