@@ -128,6 +128,7 @@ class ModelManifest(_Packed):
     table: list[TensorSpec] = Field(min_length=1, max_length=MAX_TENSORS, fail_fast=True)
     chunks: list[Digest] = Field(min_length=1, max_length=MAX_CHUNKS, fail_fast=True)
     size_bytes: int = Field(ge=1, description="sum of the chunks' sizes")
+    body: bytes | None = Field(None, description="the chunk itself, when there is one and it fits")
 
 
 class EvaluationReport(_Packed):

@@ -232,6 +232,9 @@ UPDATE = UpdateManifest(
     run="run-0001", round=2, worker="w1", attempt="0123abcd", plan=digest("plan"), base=BASE, codec="int8",
     num_examples=359, metrics={"loss": 0.25}, chunks=[digest("0"), digest("1")], size_bytes=200,
 )  # fmt: skip
+MODEL = ModelManifest(
+    run="run-0001", round=0, parent=None, codec="dense", table=TABLE, chunks=[digest("0")], size_bytes=640
+)
 PACKED: dict[str, UpdateManifest | ModelManifest | EvaluationReport] = {
     "evaluation": EvaluationReport(
         run="run-0001",
@@ -244,7 +247,6 @@ PACKED: dict[str, UpdateManifest | ModelManifest | EvaluationReport] = {
     ),
     "update-manifest": UPDATE,
     "first-update-manifest": UPDATE.model_copy(update={"base": None, "table": TABLE, "body": b"\x00\xff"}),
-    "model-manifest": ModelManifest(
-        run="run-0001", round=0, parent=None, codec="dense", table=TABLE, chunks=[digest("0")], size_bytes=640
-    ),
+    "model-manifest": MODEL,
+    "small-model-manifest": MODEL.model_copy(update={"body": b"\x00\xff"}),
 }

@@ -20,10 +20,9 @@ from fedbus.api.tensorfile import TensorFile, open_tensors, write_tensors
 from fedbus.base.errors import ConfigError, ModelRefused
 from fedbus.bus import Bus
 from fedbus.bus.micro import ask
-from fedbus.bus.models import load_values, read_manifest
+from fedbus.bus.models import load_values, publish_model, read_manifest
 from fedbus.bus.registry import Registry
-from fedbus.bus.store import Publisher, free_bytes, persist
-from fedbus.codec.chunk import chunk_digest
+from fedbus.bus.store import free_bytes, persist
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid
 from fedbus.rounds.versions import model_details, model_report
@@ -130,30 +129,17 @@ class Models:
         return version, await read_manifest(self._bus, version.digest)
 
     async def _publish(self, name: str, file: TensorFile) -> ModelManifest:
-        digests: list[str] = []
-        sizes: list[int] = []
-        publisher, framing = Publisher(self._bus), Framing(CODEC)
+        framing = Framing(CODEC)
 
-        async def chunks() -> AsyncGenerator[tuple[str, bytes]]:
+        async def chunks() -> AsyncGenerator[bytes]:
             spans = file.spans()
             while (found := await asyncio.to_thread(next, spans, None)) is not None:
-                data = framing.encode(*found)
-                digests.append(chunk_digest(data))
-                sizes.append(len(data))
-                yield subjects.model_chunk(digests[-1]), data
+                yield framing.encode(*found)
 
-        await publisher.put_all(chunks())
-        manifest = ModelManifest(
-            run=name,
-            round=0,
-            parent=None,
-            codec=CODEC,
-            table=file.table,
-            chunks=digests,
-            size_bytes=sum(sizes),
+        made, _ = await publish_model(
+            self._bus, chunks(), run=name, round=0, parent=None, codec=CODEC, table=file.table
         )
-        await publisher.put(subjects.model_manifest(manifest.digest()), manifest.pack())
-        return manifest
+        return made
 
 
 def _read_through(file: TensorFile) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from contextlib import aclosing
 
 import numpy as np
 from fedbus_schemas import subjects
-from fedbus_schemas.update import ModelManifest
+from fedbus_schemas.base import Payload
+from fedbus_schemas.update import ModelManifest, TensorSpec
 
 from fedbus.base.errors import DigestMismatch, RemoteContractError
 from fedbus.bus.connection import Bus
-from fedbus.bus.store import get, get_all
+from fedbus.bus.store import Publisher, get, get_all
 from fedbus.bus.threads import apart
 from fedbus.codec import Vector
+from fedbus.codec.chunk import chunk_digest
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid, Span
 
@@ -36,7 +38,63 @@ async def read_manifest(bus: Bus, digest: str) -> ModelManifest:
         raise RemoteContractError(f"manifest of model {digest[:12]} is unreadable: {error}") from error
     if len(manifest.chunks) != len(Grid.of(manifest.table).spans):
         raise RemoteContractError(f"manifest of model {digest[:12]} has chunks that do not fit its tensors")
+    if manifest.body is not None and len(manifest.chunks) != 1:
+        raise RemoteContractError(f"manifest of model {digest[:12]} has a body beside several chunks")
     return manifest
+
+
+async def publish_model(
+    bus: Bus,
+    chunks: AsyncIterable[bytes],
+    *,
+    run: str,
+    round: int,
+    parent: str | None,
+    codec: str,
+    table: list[TensorSpec],
+) -> tuple[ModelManifest, int]:
+    """Store a model; its manifest comes last. A single chunk rides in the manifest, where that fits.
+
+    Args:
+        bus: the connection.
+        chunks: encoded, one for each span of the table's grid, in order.
+        run: in which it was made.
+        round: in which it was made.
+        parent: digest of the model it was made from.
+        codec: of the chunks.
+        table: its tensors, in wire order.
+
+    Returns:
+        The manifest, and the bytes on the wire.
+    """
+    publisher, alone = Publisher(bus), len(Grid.of(table).spans) == 1
+    digests: list[str] = []
+    sizes: list[int] = []
+    first = b""
+
+    async def stored() -> AsyncGenerator[tuple[str, bytes]]:
+        nonlocal first
+        async for data in chunks:
+            digests.append(chunk_digest(data))
+            sizes.append(len(data))
+            if alone:
+                first = data
+            else:
+                yield subjects.model_chunk(digests[-1]), data
+
+    await publisher.put_all(stored())
+    manifest = ModelManifest(
+        run=run, round=round, parent=parent, codec=codec, table=table, chunks=digests, size_bytes=sum(sizes)
+    )
+    if alone:
+        with_body = manifest.model_copy(update={"body": first})
+        if len(with_body.pack()) <= bus.max_message:
+            manifest = with_body
+        else:
+            await publisher.put(subjects.model_chunk(digests[0]), first)
+    packed = manifest.pack()
+    await publisher.put(subjects.model_manifest(manifest.digest()), packed)
+    return manifest, len(packed) + (sum(sizes) if manifest.body is None else 0)
 
 
 async def read_spans(
@@ -50,13 +108,22 @@ async def read_spans(
         place: where to decode a span: a float32 vector of its length.
     """
     framing = Framing(manifest.codec)
-    names = [subjects.model_chunk(digest) for digest in manifest.chunks]
     spans = Grid.of(manifest.table).spans
-    async with aclosing(get_all(bus, subjects.MODELS, names)) as chunks:
+    async with aclosing(_chunks(bus, manifest)) as chunks:
         for span, digest in zip(spans, manifest.chunks, strict=True):
             out = place(span)
             await apart(out.nbytes, framing.decode, await anext(chunks), digest, span, out)
             yield span, out
+
+
+async def _chunks(bus: Bus, manifest: ModelManifest) -> AsyncGenerator[Payload]:
+    if manifest.body is not None:
+        yield manifest.body
+        return
+    names = [subjects.model_chunk(digest) for digest in manifest.chunks]
+    async with aclosing(get_all(bus, subjects.MODELS, names)) as chunks:
+        async for data in chunks:
+            yield data
 
 
 async def load_model(

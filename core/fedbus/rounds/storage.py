@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.messages import RunRecord
 from fedbus_schemas.plan import Plan
 
 
-def shortage(
-    plan: Plan, members: int, model_bytes: int, free_for_updates: int, free_for_models: int
-) -> str | None:
+class Free(NamedTuple):
+    """Bytes that the broker's streams can still take."""
+
+    updates: int
+    models: int
+
+    def after(self, plan: Plan, members: int, model_bytes: int) -> Free:
+        """What is left when a round has taken all that it may."""
+        updates, model = _needs(plan, members, model_bytes)
+        return Free(self.updates - updates, self.models - model)
+
+
+def shortage(plan: Plan, members: int, model_bytes: int, free: Free) -> str | None:
     """Why the round cannot be opened yet; None when there is room.
 
     Args:
         plan: for its bound on an update.
         members: how many updates may come.
         model_bytes: the model as raw float32; no codec makes it or an update much larger.
-        free_for_updates: bytes that FB_UPDATES can still take.
-        free_for_models: bytes that FB_MODELS can still take.
+        free: what the broker has.
     """
-    most = int(model_bytes * 1.01) + (1 << 16)
-    needed = members * min(plan.max_update_bytes, most)
-    for what, want, free in (("updates", needed, free_for_updates), ("model", most, free_for_models)):
-        if want > free:
-            has = f"the broker has {free / 1e6:.0f} MB free for it"
-            return f"the round's {what} may need {want / 1e6:.0f} MB, {has}"
+    for what, want, has in zip(("updates", "model"), _needs(plan, members, model_bytes), free, strict=True):
+        if want > has:
+            told = f"the broker has {max(0, has) / 1e6:.0f} MB free for it"
+            return f"the round's {what} may need {want / 1e6:.0f} MB, {told}"
     return None
+
+
+def _needs(plan: Plan, members: int, model_bytes: int) -> tuple[int, int]:
+    """The most that a round's updates and its model may take."""
+    most = int(model_bytes * 1.01) + (1 << 16)
+    return members * min(plan.max_update_bytes, most), most
 
 
 def obsolete(plan: Plan, number: int) -> int:

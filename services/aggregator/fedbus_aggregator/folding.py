@@ -12,18 +12,15 @@ from contextlib import aclosing
 
 import numpy as np
 from fedbus.bus import Bus
-from fedbus.bus.models import read_manifest, read_spans
-from fedbus.bus.store import Publisher
+from fedbus.bus.models import publish_model, read_manifest, read_spans
 from fedbus.bus.threads import apart
 from fedbus.codec import Vector
-from fedbus.codec.chunk import chunk_digest
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import CHUNK_ELEMENTS, Grid, Span
 from fedbus.rounds.close import Attempt
 from fedbus.rounds.collecting import Refusal
 from fedbus.rounds.fold import Round
 from fedbus.strategies import Running, strategy
-from fedbus_schemas import subjects
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.log import AcceptedUpdate
 from fedbus_schemas.plan import Plan
@@ -54,6 +51,7 @@ class Folding:
         self._reader = UpdateReader(bus, plan)
         self._strategy: Running = strategy(plan.strategy.name, plan.strategy.params)
         self._round: RoundRef | None = None
+        self._base_digest: str | None = None
         self._base: ModelManifest | None = None
         self._table: list[TensorSpec] | None = None
         self._read: dict[str, ReadUpdate] = {}
@@ -65,7 +63,8 @@ class Folding:
             return
         self._forget_reads()
         assert round_.opened is not None
-        self._base = await read_manifest(self._bus, round_.opened.base) if round_.opened.base else None
+        self._base_digest = round_.opened.base
+        self._base = await read_manifest(self._bus, self._base_digest) if self._base_digest else None
         self._table = self._base.table if self._base else None
         await self._start_sum()
         self._round = ref
@@ -134,28 +133,19 @@ class Folding:
     async def publish(self, ref: RoundRef) -> tuple[str, int]:
         """Publish base plus mean update as the next model; return its digest and its bytes on the wire."""
         assert self._table is not None
-        digests: list[str] = []
-        sizes: list[int] = []
-        publisher = Publisher(self._bus)
-        async with aclosing(self._model_chunks(self._table, digests, sizes)) as chunks:
-            await publisher.put_all(chunks)
-        manifest = ModelManifest(
-            run=ref.run,
-            round=ref.number,
-            parent=self._base.digest() if self._base else None,
-            codec=self._plan.codec.down.name,
-            table=self._table,
-            chunks=digests,
-            size_bytes=sum(sizes),
-        )
-        packed = manifest.pack()
-        digest = manifest.digest()
-        await publisher.put(subjects.model_manifest(digest), packed)
-        return digest, sum(sizes) + len(packed)
+        async with aclosing(self._model_chunks(self._table)) as chunks:
+            manifest, size = await publish_model(
+                self._bus,
+                chunks,
+                run=ref.run,
+                round=ref.number,
+                parent=self._base_digest,
+                codec=self._plan.codec.down.name,
+                table=self._table,
+            )
+        return manifest.digest(), size
 
-    async def _model_chunks(
-        self, table: list[TensorSpec], digests: list[str], sizes: list[int]
-    ) -> AsyncGenerator[tuple[str, bytes]]:
+    async def _model_chunks(self, table: list[TensorSpec]) -> AsyncGenerator[bytes]:
         grid = Grid.of(table)
         scratch = np.zeros(min(CHUNK_ELEMENTS, grid.size), np.float32)
 
@@ -167,18 +157,13 @@ class Folding:
         mean = np.empty_like(scratch)
         async with aclosing(base) as spans:
             async for span, values in spans:
-                data, digest = await apart(
-                    values.nbytes, self._seal, span, values, mean[: span.count], framing
-                )
-                digests.append(digest)
-                sizes.append(len(data))
-                yield subjects.model_chunk(digest), data
+                out = mean[: span.count]
+                yield await apart(values.nbytes, self._seal, span, values, out, framing)
 
-    def _seal(self, span: Span, values: Vector, mean: Vector, framing: Framing) -> tuple[bytes, str]:
+    def _seal(self, span: Span, values: Vector, mean: Vector, framing: Framing) -> bytes:
         self._strategy.finish(span.offset, mean)
         mean += values
-        data = framing.encode(span, mean)
-        return data, chunk_digest(data)
+        return framing.encode(span, mean)
 
     async def _read_again(self, ref: RoundRef, update: AcceptedUpdate, round_: Round) -> ReadUpdate:
         table = self._base.table if self._base else None

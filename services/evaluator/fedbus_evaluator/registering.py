@@ -94,7 +94,7 @@ class Registering:
                 digest=command.digest,
                 parent=None,
                 task=command.task,
-                size_bytes=manifest.size_bytes + len(manifest.pack()),
+                size_bytes=len(manifest.pack()) + (manifest.size_bytes if manifest.body is None else 0),
                 elements=Grid.of(manifest.table).size,
                 created_at=self._clock.now(),
                 source="import",

@@ -54,7 +54,7 @@ from pydantic import ValidationError
 
 from fedbus_planner.books import Books
 from fedbus_planner.post import post_announcement, post_notice
-from fedbus_planner.room import lacking, make_room
+from fedbus_planner.room import Room
 from fedbus_planner.starting import admit_start, model_to_start_from, refuse_imported
 from fedbus_planner.terms import Terms
 from fedbus_planner.tracing import emit, emit_missing
@@ -72,6 +72,7 @@ class Planner:
         self._books = Books(bus, self._clock)
         self._roster = Roster()
         self._terms = Terms(bus)
+        self._room = Room(bus)
         self._log = RoundLog(bus, self._changed)
         self._starts: dict[str, tuple[str, int]] = {}
         self._waiting: dict[str, Wait] = {}
@@ -233,10 +234,10 @@ class Planner:
                     self._drop(name)
                     return now + BEAT_S
                 case Open():
-                    lacks = await lacking(self._bus, record, len(step.members), step.base)
+                    lacks = await self._room.lacking(record, len(step.members), step.base, now)
                     if lacks is None:
                         await self._open(record, step, now)
-                    elif not await make_room(self._bus, await self._books.all_records()):
+                    elif not await self._room.make(await self._books.all_records()):
                         return self._wait(name, Wait("storage", lacks, now + BEAT_S))
                 case Append(number, entry):
                     ref = RoundRef(name, number)
@@ -314,6 +315,7 @@ class Planner:
     def _drop(self, name: str) -> None:
         log.info("run is over", extra={"action": "done", "run": name})
         self._books.drop(name)
+        self._room.forget(name)
         for memory in (self._starts, self._waiting):
             memory.pop(name, None)
         self._log.forget(name, 1 << 62)

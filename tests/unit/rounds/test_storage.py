@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedbus.rounds.storage import expendable, obsolete, shortage
+from fedbus.rounds.storage import Free, expendable, obsolete, shortage
 from fedbus_schemas.ids import RoundRef
 from support.rounds import NOW, plan, record
 
@@ -10,21 +10,30 @@ MB = 1_000_000
 
 
 def test_a_round_that_fits_lacks_nothing() -> None:
-    assert shortage(plan(), 4, MB, 5 * MB, 2 * MB) is None
+    assert shortage(plan(), 4, MB, Free(5 * MB, 2 * MB)) is None
 
 
 def test_updates_that_may_not_fit_are_named() -> None:
-    said = shortage(plan(), 4, MB, 4 * MB, 2 * MB)
+    said = shortage(plan(), 4, MB, Free(4 * MB, 2 * MB))
     assert said == "the round's updates may need 4 MB, the broker has 4 MB free for it"
 
 
 def test_a_model_that_may_not_fit_is_named() -> None:
-    said = shortage(plan(), 4, MB, 9 * MB, 1 * MB)
+    said = shortage(plan(), 4, MB, Free(9 * MB, 1 * MB))
     assert said == "the round's model may need 1 MB, the broker has 1 MB free for it"
 
 
 def test_the_plans_bound_on_an_update_counts() -> None:
-    assert shortage(plan(limits={"mb_per_worker": 0.5}), 4, MB, 2 * MB, 2 * MB) is None
+    assert shortage(plan(limits={"mb_per_worker": 0.5}), 4, MB, Free(2 * MB, 2 * MB)) is None
+
+
+def test_what_a_round_may_take_is_gone_until_the_broker_is_asked_again() -> None:
+    free, rounds = Free(20 * MB, 20 * MB), 0
+    while shortage(plan(), 4, MB, free) is None:
+        free, rounds = free.after(plan(), 4, MB), rounds + 1
+    assert rounds == 4  # each update and each model is counted with a little more than it weighs
+    assert "may need" in str(shortage(plan(), 4, MB, free))
+    assert shortage(plan(), 4, MB, Free(-MB, MB)) is not None
 
 
 def test_updates_are_kept_for_as_many_rounds_as_the_plan_says() -> None:
