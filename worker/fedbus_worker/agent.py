@@ -17,6 +17,7 @@ from pathlib import Path
 from fedbus.base.clock import Clock, SystemClock, random_token
 from fedbus.base.errors import BusError, BusUnavailable, FedbusError, NotAcked, StreamMissing
 from fedbus.bus import Bus, Message
+from fedbus.bus.modelcache import ModelCache
 from fedbus.bus.store import get, get_last
 from fedbus.codec import codecs
 from fedbus.rounds.roster import BEAT_S
@@ -53,6 +54,7 @@ class Agent:
         bus: the connection, as the worker.
         trainer: its child.
         state: its locked folder.
+        models: folder of models, which workers of this host may share; one in `state` by default.
         tasks: tasks beside those installed, as `module:Class`.
         data: the site's own data folder.
         labels: what plans may require.
@@ -65,6 +67,7 @@ class Agent:
         trainer: Trainer,
         state: Path,
         *,
+        models: Path | None = None,
         tasks: tuple[str, ...] = (),
         data: Path | None = None,
         labels: dict[str, str] | None = None,
@@ -74,7 +77,8 @@ class Agent:
         self._bus = bus
         self._clock = clock or SystemClock()
         self._labels = labels or {}
-        self._work = Work(bus, trainer, state, data, self._labels)
+        self._models = ModelCache(bus, models or state / "models")
+        self._work = Work(bus, trainer, state, self._models, data, self._labels)
         self._announced = Announced(self.name)
         self._incarnation = random_token()
         self._capabilities = _capabilities(tasks)
@@ -109,6 +113,7 @@ class Agent:
                 await self._send(subjects.beat(self.name), self._beat(leaving=True))
                 await self._bus.flush()
             await self._tracer.close()
+            self._models.close()
 
     # What is heard
 
@@ -131,7 +136,9 @@ class Agent:
             # An inbox also tells of earlier rounds, and of attempts that another process of our name made.
             if ref not in self._ended and self._work.has_attempt(ref, notice.attempt):
                 about = {"run": ref.run, "round": ref.number, "code": notice.code}
-                log.warning("our update was refused: %s", notice.reason, extra=about)
+                # Two members make the first model, so that one may fail: the second is no trouble.
+                level = logging.INFO if notice.code == "not-needed" else logging.WARNING
+                log.log(level, "our update was refused: %s", notice.reason, extra=about)
                 self._ended.add(ref)
                 self._wake.set()
 

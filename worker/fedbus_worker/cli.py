@@ -136,7 +136,8 @@ def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
 
 async def _join(settings: JoinSettings) -> None:
     url = settings.url or variable("FEDBUS_URL")
-    state, credentials = await enter(settings.state or default_state(), url, settings.name, settings.dir)
+    root = settings.state or default_state()
+    state, credentials = await enter(root, url, settings.name, settings.dir)
     state.note(credentials.url, iso(SystemClock().now()))
     set_up(credentials.name)
     trainer = Trainer(
@@ -149,7 +150,13 @@ async def _join(settings: JoinSettings) -> None:
         bus = await Bus.connect(credentials, wait_s=None)
         log.info("joined %s as %s", credentials.url, credentials.name)
         agent = Agent(
-            bus, trainer, state.folder, tasks=settings.tasks, data=settings.data, labels=settings.labels
+            bus,
+            trainer,
+            state.folder,
+            models=root / "models",
+            tasks=settings.tasks,
+            data=settings.data,
+            labels=settings.labels,
         )
         try:
             await until_signal(agent.run())

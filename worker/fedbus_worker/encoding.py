@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from fedbus.base.clock import random_token
 from fedbus.base.errors import FedbusError, PayloadTooLarge
+from fedbus.bus.modelfile import read_vector
 from fedbus.bus.threads import apart
 from fedbus.codec.chunk import chunk_digest
 from fedbus.codec.framing import Framing
@@ -18,7 +19,6 @@ from fedbus.tasks.task import Trained
 from fedbus_schemas.update import TensorSpec, UpdateManifest
 
 from fedbus_worker.assignments import Assignment
-from fedbus_worker.models import read_vector
 from fedbus_worker.spool import Spool, SpooledUpdate
 
 Seat = tuple[str, int, str, str, str]  # run, round, worker, node, attempt: what names an update's messages

@@ -12,18 +12,18 @@ from pathlib import Path
 from fedbus.base.clock import random_token
 from fedbus.base.errors import FedbusError
 from fedbus.bus import Bus
+from fedbus.bus.modelcache import CachedModel
 from fedbus.bus.store import Publisher
 from fedbus.rounds.evaluating import last_score_s
 from fedbus.runtime.child import Trainer
 from fedbus.tasks.task import Evaluated, Site
 from fedbus_schemas import subjects
-from fedbus_schemas.update import EvaluationReport, TensorSpec
+from fedbus_schemas.update import EvaluationReport
 
 from fedbus_worker.assignments import Assignment
 
 # Runs whose last scored model is remembered, so that a restarted worker does not score it again.
 RUNS_KEPT = 100
-Model = tuple[Path, list[TensorSpec]]
 
 
 class Scoring:
@@ -52,7 +52,7 @@ class Scoring:
             return True
 
     async def score(
-        self, assignment: Assignment, site: Site, load: Callable[[str], Awaitable[Model]]
+        self, assignment: Assignment, site: Site, load: Callable[[str], Awaitable[CachedModel]]
     ) -> EvaluationReport:
         """Evaluate the model that the assignment asks for, and store the report.
 
@@ -72,9 +72,9 @@ class Scoring:
         try:
             # An open round ends this by closing; nothing else ends the score of a last model.
             async with asyncio.timeout(limit):
-                path, table = await load(digest)
+                model = await load(digest)
                 plan = announcement.plan
-                scored = await self._trainer.evaluate(plan.task, plan.train, site, table, path)
+                scored = await self._trainer.evaluate(plan.task, plan.train, site, model.table, model.path)
         except TimeoutError:
             failed = f"the evaluation took longer than {limit:g} s"
         except FedbusError as error:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from pathlib import Path
 
 from fedbus.bus import Bus
+from fedbus.bus.modelcache import ModelCache
 from fedbus.bus.store import Publisher
 from fedbus.runtime.child import Trainer
 from fedbus.tasks.task import Trained
@@ -19,7 +20,6 @@ from fedbus_schemas.update import EvaluationReport, TensorSpec, UpdateManifest
 
 from fedbus_worker.assignments import Assignment
 from fedbus_worker.encoding import Encoding, Seat, seat_of
-from fedbus_worker.models import Models
 from fedbus_worker.scoring import Scoring
 from fedbus_worker.spool import Spool, SpooledUpdate, Spools
 
@@ -35,11 +35,17 @@ class Work:
     """Does assignments, one at a time."""
 
     def __init__(
-        self, bus: Bus, trainer: Trainer, state: Path, data: Path | None, labels: dict[str, str]
+        self,
+        bus: Bus,
+        trainer: Trainer,
+        state: Path,
+        models: ModelCache,
+        data: Path | None,
+        labels: dict[str, str],
     ) -> None:
         self._bus = bus
         self._trainer = trainer
-        self._models = Models(bus, state / "models")
+        self._models = models
         self._spools = Spools(state / "spool")
         self._data = str(data) if data else None
         self._labels = labels
@@ -62,7 +68,7 @@ class Work:
         """
         report("evaluate", 0.0)
         site = assignment.site(self._data, self._labels)
-        sent = await self._scoring.score(assignment, site, lambda digest: self._models.get(digest, _untold))
+        sent = await self._scoring.score(assignment, site, self._models.get)
         report("evaluate", 1.0)
         return sent
 
@@ -123,7 +129,7 @@ class Work:
                 span.event("chunk", chunk=len(span.events))
                 report("download", fraction)
 
-            model, table = await self._models.get(base, downloaded)
+            model = await self._models.get(base, downloaded)
         report("train", 0.0)
         with step("train") as span:
             trained = await self._trainer.train(
@@ -132,13 +138,13 @@ class Work:
                 assignment.seed,
                 assignment.ref.number,
                 assignment.site(self._data, self._labels),
-                table,
-                model,
+                model.table,
+                model.path,
                 spool.delta,
                 lambda fraction: report("train", fraction),
             )
             span.attributes["examples"] = trained.num_examples
-        return table, trained
+        return model.table, trained
 
     async def _encode_and_upload(self, spool: Spool, encoding: Encoding, report: Report) -> SpooledUpdate:
         """Encode, and upload meanwhile what is encoded."""

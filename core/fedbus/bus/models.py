@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from contextlib import aclosing
 
 import numpy as np
@@ -98,7 +98,7 @@ async def publish_model(
 
 
 async def read_spans(
-    bus: Bus, manifest: ModelManifest, place: Callable[[Span], Vector]
+    bus: Bus, manifest: ModelManifest, place: Callable[[Span], Vector], only: Sequence[int] | None = None
 ) -> AsyncGenerator[tuple[Span, Vector]]:
     """A model's spans one after the other.
 
@@ -106,21 +106,26 @@ async def read_spans(
         bus: the connection.
         manifest: of the model.
         place: where to decode a span: a float32 vector of its length.
+        only: numbers of the spans to read; all by default.
     """
     framing = Framing(manifest.codec)
     spans = Grid.of(manifest.table).spans
-    async with aclosing(_chunks(bus, manifest)) as chunks:
-        for span, digest in zip(spans, manifest.chunks, strict=True):
-            out = place(span)
-            await apart(out.nbytes, framing.decode, await anext(chunks), digest, span, out)
-            yield span, out
+    wanted = range(len(spans)) if only is None else only
+    async with aclosing(_chunks(bus, manifest, wanted)) as chunks:
+        for index in wanted:
+            out = place(spans[index])
+            await apart(
+                out.nbytes, framing.decode, await anext(chunks), manifest.chunks[index], spans[index], out
+            )
+            yield spans[index], out
 
 
-async def _chunks(bus: Bus, manifest: ModelManifest) -> AsyncGenerator[Payload]:
+async def _chunks(bus: Bus, manifest: ModelManifest, wanted: Sequence[int]) -> AsyncGenerator[Payload]:
     if manifest.body is not None:
-        yield manifest.body
+        for _ in wanted:
+            yield manifest.body
         return
-    names = [subjects.model_chunk(digest) for digest in manifest.chunks]
+    names = [subjects.model_chunk(manifest.chunks[index]) for index in wanted]
     async with aclosing(get_all(bus, subjects.MODELS, names)) as chunks:
         async for data in chunks:
             yield data

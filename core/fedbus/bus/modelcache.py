@@ -1,0 +1,170 @@
+"""Models as files that the processes of a host share, named by digest, downloaded once.
+
+A file is never synced on a round's way: a kill loses no write, and only a power cut can damage one. So a
+file is trusted while a living process vouches for it, by a shared lock. Whoever finds it without one
+compares it with its manifest first, chunk by chunk, and downloads what does not match; a broken-off
+download goes on in the same way, from the chunks that it had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedbus_schemas.update import ModelManifest, TensorSpec
+
+from fedbus.bus.connection import Bus
+from fedbus.bus.hostlock import POLL_S, HostLock
+from fedbus.bus.modelfile import Progress, download
+from fedbus.bus.models import read_manifest
+
+LIMIT_BYTES = 2_000_000_000
+MOST_FILES = 16
+TRIES = 50  # to be the one who downloads, where the file is missing and the lock is busy
+IN_USE = 2  # models that one process needs at a time: a round's base, and one to score
+
+
+@dataclass(frozen=True, slots=True)
+class CachedModel:
+    """A model at hand: flat float32. The file stays until the process has taken a few others."""
+
+    path: Path
+    table: list[TensorSpec]
+    lock: HostLock
+
+
+class ModelCache:
+    """One process's way to the models of its host.
+
+    Args:
+        bus: where models come from.
+        folder: shared by one user's processes on a host.
+        limit_bytes: files above this go, the longest unused first, unless a process uses them.
+    """
+
+    def __init__(self, bus: Bus, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
+        self._bus = bus
+        self._folder = folder
+        self._limit = limit_bytes
+        self._held: OrderedDict[str, CachedModel] = OrderedDict()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    async def get(self, digest: str, progress: Progress = lambda share: None) -> CachedModel:
+        """A model's file and table.
+
+        Args:
+            digest: of its manifest.
+            progress: told the share that is at hand, while it is downloaded.
+
+        Raises:
+            StreamMissing: the broker does not have it.
+            DigestMismatch, ChunkRefused, RemoteContractError: what it has is something else.
+        """
+        if digest not in self._held:
+            manifest = await read_manifest(self._bus, digest)
+            if manifest.body is None:
+                lock = await self._once(digest, manifest, progress)
+            else:
+                # It came with its manifest: cheaper to write than to look whether another process did.
+                lock = await self._at_once(digest, manifest, progress)
+            self._hold(digest, manifest.table, lock)
+        held = self._held[digest]
+        self._held.move_to_end(digest)
+        os.utime(held.path)
+        return held
+
+    async def add(self, digest: str, table: list[TensorSpec], part: Path) -> None:
+        """Take over a file that this process has just written, and knows to be right."""
+        lock = await HostLock.wait_shared(self._lock_path(digest))
+        self._keep(part, digest)
+        self._hold(digest, table, lock)
+
+    def close(self) -> None:
+        """Let other processes delete what this one used."""
+        while self._held:
+            self._held.popitem()[1].lock.release()
+
+    async def _at_once(self, digest: str, manifest: ModelManifest, progress: Progress) -> HostLock:
+        """Make the file without regard to other processes."""
+        lock = await HostLock.wait_shared(self._lock_path(digest))
+        part = self._folder / f"{digest}.{os.getpid()}.part"
+        try:
+            await download(self._bus, manifest, part, progress)
+            self._keep(part, digest)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            lock.release()
+            raise
+        return lock
+
+    async def _once(self, digest: str, manifest: ModelManifest, progress: Progress) -> HostLock:
+        """Download for all processes of this host; returns a shared lock on what is right."""
+        name = self._lock_path(digest)
+        for _ in range(TRIES):
+            if lock := HostLock.take(name, alone=True):
+                try:
+                    part = self._distrust(digest)
+                    await download(self._bus, manifest, part, progress)
+                    self._keep(part, digest)
+                except BaseException:
+                    lock.release()
+                    raise
+                if lock.share():
+                    return lock
+            lock = await HostLock.wait_shared(name)
+            if self._has(digest):
+                return lock
+            # Whoever downloaded it was killed: one of those who waited goes on.
+            lock.release()
+            await asyncio.sleep(POLL_S * random.random())
+        return await self._at_once(digest, manifest, progress)  # somebody removed it while it is used
+
+    def _hold(self, digest: str, table: list[TensorSpec], lock: HostLock) -> None:
+        if before := self._held.pop(digest, None):
+            before.lock.release()
+        self._held[digest] = CachedModel(self._path(digest), table, lock)
+        while len(self._held) > IN_USE:
+            self._held.popitem(last=False)[1].lock.release()
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Delete what is longest unused, and used by nobody, until the rest is within the limits."""
+        files: list[tuple[float, int, Path]] = []
+        for path in self._folder.iterdir():
+            with suppress(FileNotFoundError):  # another process makes room, too
+                if path.suffix in (".f32", ".part"):
+                    stat = path.stat()
+                    files.append((stat.st_mtime, stat.st_size, path))
+        left, size = len(files), sum(size for _, size, _ in files)
+        for _, bytes_, path in sorted(files):
+            if left <= MOST_FILES and size <= self._limit:
+                return
+            lock = HostLock.take(self._lock_path(path.name.partition(".")[0]), alone=True)
+            if lock is not None:
+                path.unlink(missing_ok=True)
+                lock.remove()
+                left, size = left - 1, size - bytes_
+
+    def _distrust(self, digest: str) -> Path:
+        """Where to download; what lies there though nobody vouches for it is compared first."""
+        part = self._folder / f"{digest}.part"
+        with suppress(FileNotFoundError):
+            self._path(digest).replace(part)
+        return part
+
+    def _keep(self, part: Path, digest: str) -> None:
+        part.replace(self._path(digest))
+
+    def _has(self, digest: str) -> bool:
+        return self._path(digest).exists()
+
+    def _path(self, digest: str) -> Path:
+        return self._folder / f"{digest}.f32"
+
+    def _lock_path(self, digest: str) -> Path:
+        return self._folder / f"{digest}.lock"

@@ -1,0 +1,195 @@
+"""Models as files of a host: downloaded once for all, trusted only while somebody vouches, and never many."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fedbus.bus import Bus, Message
+from fedbus.bus import modelcache as caching
+from fedbus.bus.connection import REQUEST_TIMEOUT_S
+from fedbus.bus.modelcache import IN_USE, MOST_FILES, CachedModel, ModelCache
+from fedbus.bus.models import publish_model
+from fedbus.codec import Vector
+from fedbus.codec.framing import Framing
+from fedbus.codec.grid import Grid
+from fedbus_schemas.update import TensorSpec
+from support.buses import parties, until
+from support.natsd import Stack
+
+SIZE = 600_000  # three chunks
+CHUNKS = 3
+SMALL = 100
+
+
+class Counting(Bus):
+    """Counts the chunks that it is asked for, and stops before one of them where it is told to."""
+
+    chunks = 0
+    most: int | None = None
+
+    async def request(
+        self,
+        subject: str,
+        data: bytes = b"",
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> Message:
+        if "fb.model.c." in subject:
+            if self.most is not None and self.chunks >= self.most:
+                await asyncio.Event().wait()
+            self.chunks += 1
+        return await super().request(subject, data, headers=headers, timeout_s=timeout_s)
+
+
+async def publish(bus: Bus, values: Vector, run: str = "cached") -> str:
+    table = [TensorSpec(name="w", shape=[len(values)], dtype="float32", group="lossy")]
+
+    async def encoded() -> AsyncIterator[bytes]:
+        for span in Grid.of(table).spans:
+            yield Framing("dense").encode(span, values[span.offset : span.end])
+
+    made, _ = await publish_model(bus, encoded(), run=run, round=1, parent=None, codec="dense", table=table)
+    return made.digest()
+
+
+def vector(seed: int, size: int = SIZE) -> Vector:
+    return np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
+
+
+@asynccontextmanager
+async def hosts(stack: Stack) -> AsyncIterator[tuple[Bus, Counting]]:
+    """Who publishes, and the connection that the caches of one host share here."""
+    async with parties(stack, "aggregator") as (aggregator,):
+        bus = await Counting.connect(stack.credentials("w-cache"))
+        try:
+            yield aggregator, bus
+        finally:
+            await bus.close()
+
+
+def names(folder: Path, suffix: str) -> set[str]:
+    return {path.stem for path in folder.iterdir() if path.suffix == suffix}
+
+
+def check(model: CachedModel, values: Vector) -> None:
+    np.testing.assert_array_equal(np.fromfile(model.path, np.float32), values)
+    assert sum(tensor.size for tensor in model.table) == len(values)
+
+
+async def test_a_host_downloads_a_model_once(stack: Stack, tmp_path: Path) -> None:
+    values = vector(1)
+    async with hosts(stack) as (aggregator, bus):
+        digest = await publish(aggregator, values)
+        caches = [ModelCache(bus, tmp_path) for _ in range(5)]
+        steps: list[float] = []
+        for model in await asyncio.gather(*(cache.get(digest, steps.append) for cache in caches)):
+            check(model, values)
+        assert bus.chunks == CHUNKS
+        assert (len(steps), steps[-1]) == (CHUNKS, 1.0)
+        assert [len(names(tmp_path, suffix)) for suffix in (".f32", ".lock", ".part")] == [1, 1, 0]
+        await caches[0].get(digest, steps.append)
+        assert bus.chunks == CHUNKS
+
+
+@pytest.mark.parametrize(
+    ("damage", "again"),
+    [
+        (lambda data: data, 0),
+        (lambda data: b"\1" + data[1:], 1),
+        (lambda data: data[:-4], 1),
+        (lambda data: data + b"more", 0),
+        (lambda data: b"", CHUNKS),
+    ],
+)
+async def test_what_nobody_vouches_for_is_compared(stack: Stack, tmp_path: Path, damage, again: int) -> None:
+    values = vector(2)
+    async with hosts(stack) as (aggregator, bus):
+        digest = await publish(aggregator, values)
+        first = ModelCache(bus, tmp_path)
+        path = (await first.get(digest)).path
+        path.write_bytes(damage(path.read_bytes()))
+        first.close()
+        assert bus.chunks == CHUNKS
+        check(await ModelCache(bus, tmp_path).get(digest), values)
+        assert bus.chunks == CHUNKS + again
+
+
+async def test_a_broken_download_goes_on_with_the_chunks_it_had(stack: Stack, tmp_path: Path) -> None:
+    values = vector(3)
+    async with hosts(stack) as (aggregator, bus):
+        digest = await publish(aggregator, values)
+        bus.most = 2
+        steps: list[float] = []
+        breaks = asyncio.create_task(ModelCache(bus, tmp_path).get(digest, steps.append))
+        await until(lambda: len(steps) == 2, "two chunks are there")
+        waits = asyncio.create_task(ModelCache(bus, tmp_path).get(digest))
+        await asyncio.sleep(0)
+        breaks.cancel()
+        await asyncio.gather(breaks, return_exceptions=True)
+        bus.most = None
+        check(await asyncio.wait_for(waits, 10), values)
+        assert bus.chunks == CHUNKS
+
+
+async def test_a_file_that_was_removed_while_it_is_used(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caching, "TRIES", 2)
+    values = vector(4)
+    async with hosts(stack) as (aggregator, bus):
+        digest = await publish(aggregator, values)
+        uses = ModelCache(bus, tmp_path)
+        (await uses.get(digest)).path.unlink()
+        check(await ModelCache(bus, tmp_path).get(digest), values)
+
+
+async def test_small_models_come_with_their_manifest(stack: Stack, tmp_path: Path) -> None:
+    values = vector(5, SMALL)
+    async with hosts(stack) as (aggregator, bus):
+        digest = await publish(aggregator, values)
+        (tmp_path / f"{digest}.f32").write_bytes(b"rubbish")
+        for model in await asyncio.gather(*(ModelCache(bus, tmp_path).get(digest) for _ in range(3))):
+            check(model, values)
+        assert bus.chunks == 0
+        assert [len(names(tmp_path, suffix)) for suffix in (".f32", ".lock", ".part")] == [1, 1, 0]
+
+
+async def test_old_models_go_unless_they_are_used(stack: Stack, tmp_path: Path) -> None:
+    async with hosts(stack) as (aggregator, bus):
+        digests = [await publish(aggregator, vector(seed, SMALL)) for seed in range(MOST_FILES + 5)]
+        uses, passes = ModelCache(bus, tmp_path), ModelCache(bus, tmp_path)
+        used = await uses.get(digests[0])
+        for digest in digests[1:]:
+            await passes.get(digest)
+        held = names(tmp_path, ".f32")
+        assert held == {digests[0], *digests[-MOST_FILES + 1 :]}
+        assert names(tmp_path, ".lock") == held
+        check(used, vector(0, SMALL))
+
+        # A limit in bytes leaves those that are used.
+        lean = ModelCache(bus, tmp_path, limit_bytes=0)
+        uses.close()
+        passes.close()
+        await lean.get(digests[0])
+        await lean.get(digests[1])
+        await lean.get(digests[2])
+        assert names(tmp_path, ".f32") == set(digests[3 - IN_USE : 3])
+
+
+async def test_what_was_just_made_is_taken_over(stack: Stack, tmp_path: Path) -> None:
+    values = vector(6)
+    async with hosts(stack) as (aggregator, bus):
+        digest = await publish(aggregator, values)
+        cache = ModelCache(bus, tmp_path)
+        part = tmp_path / "made.part"
+        values.tofile(part)
+        await cache.add(digest, [TensorSpec(name="w", shape=[SIZE], dtype="float32", group="lossy")], part)
+        check(await cache.get(digest), values)
+        check(await ModelCache(bus, tmp_path).get(digest), values)
+        assert bus.chunks == 0
