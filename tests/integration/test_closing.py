@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 from support.federation import federation
 from support.natsd import Stack
 from support.scripted import honest, lying
-from support.tasks import TASK, walk, write_walk
 
 ONES = np.ones(25_000, np.float32)
 NAN = np.full(25_000, np.nan, np.float32)
@@ -92,26 +90,6 @@ async def test_a_run_says_what_it_waits_for_and_goes_on_when_a_worker_joins(
         report = await parties.finished(run)
         assert sorted(report.rounds[0].cohort) == ["lone", "real"]
         assert report.rounds[0].accepted == 2
-
-
-async def test_a_worker_whose_task_fails_is_lost_with_its_error_and_the_round_goes_on(
-    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_walk(tmp_path)
-    plan = walk(rounds=3, close={"quorum": 2})
-    async with federation(stack.credentials, tmp_path, workers=()) as parties:
-        for name in ("w1", "w2", "w3"):
-            labels = {"name": name, "examples": "1", "broken": "2" if name == "w2" else "never"}
-            await parties.join(name, labels=labels, tasks=(TASK,))
-        report = await parties.finished(await parties.start(plan, "fails"))
-        assert [r.accepted for r in report.rounds] == [3, 2, 3]
-        (lost,) = report.rounds[1].lost
-        assert (lost.worker, lost.code) == ("w2", "failed")
-        assert "OSError: the disk of this host is gone" in lost.reason
-        assert sorted(u.worker for u in report.rounds[1].accepted_updates) == ["w1", "w3"]
-        assert report.rounds[1].reason
-        assert report.rounds[1].reason.startswith("nobody is left to wait for: have 2 updates, quorum 2")
 
 
 async def test_a_lying_worker_does_not_keep_the_others_from_their_model(stack: Stack, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A user's own task, as a module in the current folder: a random walk that keeps what it added.
 
 So a test can add it up by itself. Labels of the worker steer it: `name` and `examples` are what it says of
-itself, `broken` is a round in which it fails.
+itself, `broken` is a round in which it fails, `how` in what way.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 ELEMENTS = 300_000  # two chunks
 TASK = "walk_for_tests:Walk"
 WALK = """
+import os, signal
 from dataclasses import dataclass
 import numpy as np
 from fedbus import Evaluated, Trained, TrainingTask
@@ -34,12 +35,23 @@ class Walk(TrainingTask):
         model.update(arrays)
 
     def train(self, model, labels, step):
+        with open(f"{labels['name']}.{step.round}.pid", "w") as file:
+            file.write(str(os.getpid()))
         if labels.get("broken") == str(step.round):
-            raise OSError("the disk of this host is gone")
+            self.break_(labels.get("how"))
         before = model["w"].copy()
         model["w"] += np.random.default_rng(step.seed).normal(size=len(before)).astype(np.float32)
         np.save(f"{labels['name']}.{step.round}.npy", model["w"] - before)
         return Trained(int(labels["examples"]), {"examples": float(labels["examples"])})
+
+    def break_(self, how):
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
+        if how == "allocates":
+            np.zeros(1 << 55, np.uint8)
+        if how == "bare":
+            raise MemoryError
+        raise OSError("the disk of this host is gone")
 
     def evaluate(self, model, labels):
         return Evaluated(1, {})

@@ -14,6 +14,9 @@ One JSON request per line on stdin, one at a time; JSON lines on stdout:
     {"done": {"num_examples": 3, "metrics": {…}}}            of train and evaluate
     {"failed": {"error": "ValueError: …", "traceback": "…"}} the child lives on
 
+Out of memory it does not live on: what is left in memory is of no use, so it ends with the error as its last
+words on stderr, and the next request goes to a fresh child.
+
 Vectors are flat float32 files. Valid for Python 3.9; standard library and numpy only. It holds
 no credential, and dies with its agent: the end of stdin ends it, in the middle of training too.
 """
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PROGRESS_S = 0.2
+OUT_OF_MEMORY = 12  # the exit code; ENOMEM's number
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -53,7 +57,7 @@ class Child:
         self._told = float("-inf")
 
     def answer(self, line: bytes) -> None:
-        """Follow one request; whatever the task raises is told, and the child lives on."""
+        """Follow one request; what the task raises is told, and the child lives on, unless memory ran out."""
         try:
             request = json.loads(line)
             done = {"init": self._init, "train": self._train, "evaluate": self._evaluate}[request["do"]](
@@ -61,6 +65,12 @@ class Child:
             )
             self.tell({"done": done})
         except Exception as error:
+            if _is_out_of_memory(error):
+                # torch's is no MemoryError, and a MemoryError of Python's own says nothing.
+                traceback.print_exc()
+                text = "{}: {}".format(type(error).__name__, error)
+                print("out of memory: " + text[:300].rstrip(": "), file=sys.stderr, flush=True)
+                os._exit(OUT_OF_MEMORY)  # no thread of the task may keep us
             text = "{}: {}".format(type(error).__name__, error)
             self.tell({"failed": {"error": text[:1500], "traceback": traceback.format_exc()[-20_000:]}})
 
@@ -118,6 +128,10 @@ class Child:
         if now - self._told >= PROGRESS_S:
             self._told = now
             self.tell({"progress": min(1.0, max(0.0, float(fraction)))})
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _read_vector(path: str) -> NDArray[np.float32]:
