@@ -43,6 +43,14 @@ class _Entry(Wire):
     at: Seconds = Field(description="the author's wall clock, seconds since 1970")
 
 
+class Excluded(Wire):
+    """A worker that could not be in a cohort, and why."""
+
+    worker: WorkerName
+    code: Token
+    reason: Reason
+
+
 class Opened(_Entry):
     """The round's contract. Appended once, first."""
 
@@ -58,6 +66,7 @@ class Opened(_Entry):
     deadline_s: Seconds
     trace_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     span_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    excluded: list[Excluded] = Field([], max_length=100, description="who could not be a member")
 
     @property
     def keys(self) -> list[str]:

@@ -22,7 +22,7 @@ class UpdateReport(Wire):
 
 
 class RefusalReport(Wire):
-    """A rejected update or a lost worker, and why."""
+    """A rejected update, a lost or an excluded worker, and why."""
 
     worker: str
     code: str
@@ -34,6 +34,7 @@ class RoundReport(Wire):
 
     round: int
     state: RoundState
+    code: str | None = None
     reason: str | None
     cohort: list[str]
     accepted: int
@@ -41,6 +42,7 @@ class RoundReport(Wire):
     rejected: list[RefusalReport]
     waiting: list[str]
     lost: list[RefusalReport]
+    excluded: list[RefusalReport] = []
     opened_at: str
     closed_at: str | None
     seconds: float | None
@@ -57,6 +59,7 @@ class RunReport(Wire):
 
     run: str
     state: RunState
+    code: str | None = None
     reason: str | None = None
     rounds: list[RoundReport]
     model: str | None

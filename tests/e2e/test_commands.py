@@ -17,8 +17,10 @@ from support.natsd import wait_until
 from support.processes import working_in
 
 PLAN = Path(__file__).parents[2] / "examples" / "digits" / "plan.yaml"
-# DESIGN's ROUND, key for key: scripts rely on it.
+# DESIGN's ROUND, key for key, with the reason's code and who was left out: scripts rely on it.
 ROUND = {
+    "code",
+    "excluded",
     "round",
     "state",
     "reason",
@@ -115,6 +117,8 @@ def test_list_has_items(hand: Shell, trained: dict[str, Any]) -> None:
     [
         ("close.dedline_s=30", "did you mean 'deadline_s'"),
         ("codec.up=int9", "did you mean 'int8'"),
+        ("strategy=fedavgg", "did you mean 'fedavg'"),
+        ("rounds=many", "rounds: Input should be a valid integer"),
         ("train.learning_rat=1", "learning_rat"),
         ("cohort.min=0", "cohort.min"),
     ],

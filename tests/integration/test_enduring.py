@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fedbus.api.federation import Federation
-from fedbus.base.errors import PlanRefused
+from fedbus.base.errors import FedbusError, PlanRefused, UnknownName, UnknownRun
 from fedbus.bus import Bus, Message
 from fedbus.bus.micro import ask
 from fedbus.bus.store import list_subjects, purge
@@ -49,7 +50,9 @@ async def test_an_accepted_update_that_vanishes_is_voided_and_other_runs_go_on(
         assert other.state == "finished"
         told.set()
         report = await parties.finished("vanishes")
-        assert [v.worker for v in parties.round("vanishes", 1).voided] == ["a"]
+        (refused,) = report.rounds[0].rejected
+        assert (refused.worker, refused.code) == ("a", "voided")
+        assert "is not stored" in refused.reason
         assert [u.worker for u in report.rounds[0].accepted_updates] == ["b", "c"]
         np.testing.assert_allclose(await parties.model(report.model), 2.0, rtol=1e-6)
 
@@ -77,6 +80,33 @@ async def test_a_command_that_is_repeated_starts_one_run(stack: Stack, tmp_path:
         other = named.model_copy(update={"token": "another"})
         with pytest.raises(PlanRefused, match="a run called 'commanded' exists already"):
             await ask(parties.operator, "planner", "start", other, Started)
+
+
+async def test_plans_that_are_refused_leave_the_run_that_goes_on_alone(stack: Stack, tmp_path: Path) -> None:
+    may_end = asyncio.Event()
+
+    async def answer(worker: Scripted, news: Announcement) -> None:
+        await may_end.wait()
+        await worker.send(worker.make(news, ONES))
+
+    refusals: list[tuple[dict[str, object], type[FedbusError], str]] = [
+        ({"rouds": 3}, PlanRefused, "rouds: unknown key; did you mean 'rounds'?"),
+        ({"rounds": "many"}, PlanRefused, "rounds: Input should be a valid integer"),
+        ({"strategy": "fedavgg"}, UnknownName, "unknown strategy 'fedavgg'; did you mean 'fedavg'?"),
+        ({"codec": {"up": "int9"}}, UnknownName, "unknown codec 'int9'; did you mean 'int8'?"),
+        ({"train": {"elemens": 3}}, PlanRefused, "elemens: unknown key; did you mean 'elements'?"),
+    ]
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        await parties.script("a", answer)
+        run = await parties.start({"cohort": {"min": 1}}, "unmoved")
+        await parties.until(lambda: parties.round(run, 1).opened, "round 1 opens")
+        for wrong, kind, said in refusals:
+            with pytest.raises(kind, match=re.escape(said)):
+                await parties.api.start({"task": "noop", **wrong}, "refused")
+        with pytest.raises(UnknownRun):
+            await parties.api.run("refused")
+        may_end.set()
+        assert (await parties.finished(run)).rounds[0].accepted == 1
 
 
 async def test_updates_of_runs_that_are_over_make_room_for_new_ones(stack: Stack, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedbus.rounds.versions import model_report
 from fedbus_schemas.base import Wire
-from fedbus_schemas.log import Entry, Member
+from fedbus_schemas.log import Entry, Excluded, Member
 from fedbus_schemas.messages import (
     Aborting,
     AbortRun,
@@ -77,7 +77,10 @@ from support.rounds import (
 
 ENTRIES: list[Entry] = [
     opened("w1", "w2", base=None, base_bytes=0).model_copy(
-        update={"members": [Member(worker="w1", partition=0), Member(worker="w2", node="n1")]}
+        update={
+            "members": [Member(worker="w1", partition=0), Member(worker="w2", node="n1")],
+            "excluded": [Excluded(worker="w4", code="labels", reason="labels do not match")],
+        }
     ),
     accepted(update("w1", weight=359.0, metrics={"loss": 0.25}), update("w2", "b2")),
     rejected("w2"), lost("w3"), closing(), voided("w1"), aggregated(), evaluated(), finished(), aborted(),
@@ -103,6 +106,7 @@ FULL = Plan.model_validate(
 ROUND = RoundReport(
     round=1,
     state="finished",
+    code="deadline",
     reason="have 1 of 1 updates",
     cohort=["w1", "w2"],
     accepted=1,
@@ -110,6 +114,7 @@ ROUND = RoundReport(
     rejected=[RefusalReport(worker="w2", code="late", reason="stored after the round was closing")],
     waiting=[],
     lost=[RefusalReport(worker="w3", code="silent", reason="not heard")],
+    excluded=[RefusalReport(worker="w4", code="labels", reason="labels do not match")],
     opened_at="2026-01-02T03:04:05.678Z",
     closed_at="2026-01-02T03:04:06.000Z",
     seconds=0.322,

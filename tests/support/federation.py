@@ -130,11 +130,13 @@ class Parties:
         self.workers[name] = await self.add(name, work, connection)
         return self.workers[name]
 
-    async def script(self, name: str, answer: Answer | None = None, **labels: str) -> Scripted:
+    async def script(
+        self, name: str, answer: Answer | None = None, tasks: tuple[str, ...] = ("noop",), **labels: str
+    ) -> Scripted:
         """Start a worker that does what the test says; see `support.scripted`."""
 
         async def work(bus: Bus) -> None:
-            self.scripted[name] = Scripted(bus, answer, labels)
+            self.scripted[name] = Scripted(bus, answer, labels, tasks)
             joined.set()
             await self.scripted[name].run()
 
@@ -193,8 +195,8 @@ class Parties:
         async with asyncio.timeout(WAIT_S):
             while True:
                 said = await self.api.waiting(run)
-                if said and what in said:
-                    return said
+                if said.reason and what in said.reason:
+                    return said.reason
                 await asyncio.sleep(0.02)
 
     async def finished(self, run: str) -> RunReport:

@@ -60,15 +60,23 @@ class Scripted:
         bus: the connection, as the worker.
         answer: called once for each open round after round 0 that it has a seat in; none: stay silent.
         labels: what plans may require.
+        tasks: what it says that it can train.
     """
 
-    def __init__(self, bus: Bus, answer: Answer | None = None, labels: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        answer: Answer | None = None,
+        labels: dict[str, str] | None = None,
+        tasks: tuple[str, ...] = ("noop",),
+    ) -> None:
         self.name = bus.credentials.name
         self.bus = bus
         self.answer = answer
         self.news: dict[tuple[str, int], Announcement] = {}
         self.sent: list[tuple[str, int]] = []
         self._labels = labels or {}
+        self._tasks = list(tasks)
         self._leaving = False
         self._publisher = Publisher(bus)
         self._heard = asyncio.Event()
@@ -124,7 +132,7 @@ class Scripted:
 
     async def beat(self, *, leaving: bool = False) -> None:
         """Say that it is there, or that it leaves."""
-        can = Capabilities(tasks=["noop"], codecs=codecs.names())
+        can = Capabilities(tasks=self._tasks, codecs=codecs.names())
         self._leaving = self._leaving or leaving
         beat = Beat(
             worker=self.name,

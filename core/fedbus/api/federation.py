@@ -37,7 +37,7 @@ from fedbus.bus.store import persist
 from fedbus.codec.grid import order
 from fedbus.rounds.evaluating import due, wanting
 from fedbus.rounds.fold import Round
-from fedbus.rounds.report import round_report, run_report, run_summary
+from fedbus.rounds.report import NOT_SCORED, round_report, run_report, run_summary
 from fedbus.tasks.vector import unflatten
 
 # How long a finished run is watched for scores that are due.
@@ -141,12 +141,12 @@ class Federation:
         """
         return await read_trace(self._bus, RoundRef(run, number))
 
-    async def waiting(self, run: str) -> str | None:
-        """What a run waits for, as the planner says; None when it does not wait."""
+    async def waiting(self, run: str) -> Waiting:
+        """What a run waits for, as the planner says; where no planner answers, that."""
         try:
-            return (await ask(self._bus, "planner", "waiting", AskWaiting(run=run), Waiting)).reason
+            return await ask(self._bus, "planner", "waiting", AskWaiting(run=run), Waiting)
         except BusError as error:
-            return error.message
+            return Waiting(code=error.code, reason=error.message)
 
     async def abort(self, run: str, reason: str | None = None) -> str:
         """End a run: its open round is aborted, and its workers stop. Returns the reason that is recorded.
@@ -222,9 +222,8 @@ class Federation:
         try:
             while True:
                 report = run_report(record, log.of(name))
-                between = report.state == "running" and all(round_.ended for round_ in log.of(name).values())
-                if report.state == "waiting" or (between and quiet):
-                    # Between rounds no log entry says what the run waits for, or that it was aborted.
+                if report.state == "waiting" or (report.state == "running" and quiet):
+                    # No log entry says what the run waits for, or that it was aborted between two rounds.
                     record, _ = await persist(self._bus, lambda: self._runs.get(name))
                     report = run_report(record, log.of(name), await self.waiting(name))
                 yield report
@@ -293,7 +292,7 @@ def _scored(record: RunRecord, report: RoundReport) -> bool:
     """Whether a round has the scores that its plan wants, or the reason why it has none."""
     if report.state == "aborted" or not due(record.plan, report.round):
         return True
-    if report.reason and report.reason.startswith("not scored"):
+    if report.reason and NOT_SCORED in report.reason:
         return True
     federated = any(name.startswith("federated_") for name in report.metrics)
     central = any(not name.startswith(("train_", "federated_")) for name in report.metrics)

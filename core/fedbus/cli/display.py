@@ -13,11 +13,14 @@ from rich.text import Text
 
 from fedbus.api.federation import Federation
 from fedbus.base.errors import RunAborted
-from fedbus.cli.output import round_table
+from fedbus.cli.output import because, mishaps, run_details, run_table
+from fedbus.rounds.reasons import WaitCode
 
 BAR = 20
 MOST_WORKERS = 16  # lines of the open round; of a larger cohort the first ones
 _TICK_HZ = 4
+# What every round waits for; on a terminal each worker's line says more.
+_USUAL: tuple[WaitCode, ...] = ("updates", "aggregating")
 
 
 class RunView:
@@ -34,15 +37,10 @@ class RunView:
             self._progress[progress.worker] = progress
 
     def __rich__(self) -> RenderableType:
-        """The table of rounds, and below it a line for each worker of the open round."""
+        """The run, and below it a line for each worker of the open round."""
         if self.report is None:
             return Text(f"{self._run} ...")
-        lines = self.lines()
-        return (
-            Group(round_table(self.report), *[Text(line) for line in lines])
-            if lines
-            else round_table(self.report)
-        )
+        return Group(run_details(self.report), *[Text(line) for line in self.lines()])
 
     def lines(self) -> list[str]:
         """How far each member of the open round is; before the first round, whoever makes the first model."""
@@ -63,7 +61,7 @@ class RunView:
         for label, items in (("lost", r.lost), ("rejected", r.rejected)):
             for item in items:
                 if item.worker == worker:
-                    return f"  {worker:<16} {' ' * BAR} {label}: {item.reason}"
+                    return f"  {worker:<16} {' ' * BAR} {label}: {item.reason} [{item.code}]"
         return self._line(worker, r.round)
 
     def _line(self, worker: str, number: int) -> str:
@@ -85,27 +83,31 @@ async def follow(federation: Federation, run: str, out: Console) -> RunReport:
     else:
         told: set[str] = set()
         async for view.report in federation.watch(run):
-            for line in _lines(view.report):
+            for line in log_lines(view.report):
                 if line not in told:
                     told.add(line)
                     out.print(line, markup=False)
         if view.report is not None:
-            out.print(round_table(view.report))
+            out.print(run_table(view.report))
     assert view.report is not None, "a watch yields at least once"
     return view.report
 
 
-def _lines(report: RunReport) -> list[str]:
-    """What is worth a line of a log: waits, and rounds that ended."""
+def log_lines(report: RunReport) -> list[str]:
+    """What is worth a line of a log: waits, who was left out, lost or refused, and rounds that ended."""
     over = report.state in ("finished", "aborted")
-    waits = [f"{report.run} waits: {report.reason}"] if report.reason and not over else []
+    waits = report.reason and not over and report.code not in _USUAL
     ended = [r for r in report.rounds if r.state in ("finished", "aborted")]
-    return waits + [f"{report.run}/{r.round} {r.state}: {_said(r)}" for r in ended]
+    return [
+        *([f"{report.run} waits: {because(report)}"] if waits else []),
+        *mishaps(report),
+        *[f"{report.run}/{r.round} {r.state}: {_said(r)}" for r in ended],
+    ]
 
 
 def _said(r: RoundReport) -> str:
     said = f"{r.accepted}/{len(r.cohort)} updates, {r.seconds or 0:.2f} s"
-    return f"{said}, {r.reason}" if r.reason else said
+    return f"{said}, {because(r)}" if r.reason else said
 
 
 def finish(report: RunReport) -> None:

@@ -12,9 +12,10 @@ from typing import Any, ParamSpec, TypeVar
 import click
 from fedbus_schemas.report import ErrorBody, ErrorReport, RoundReport, RunReport, RunSummary
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fedbus.api.federation import Federation
 from fedbus.base.errors import FedbusError
@@ -22,6 +23,8 @@ from fedbus.runtime.identity import credentials_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+MOST_LINES = 30  # of workers that were left out, lost or refused in a run
 
 dir_option = click.option(
     "--dir",
@@ -79,8 +82,41 @@ def with_federation(folder: Path | None, url: str | None, work: Callable[[Federa
     return asyncio.run(go())
 
 
-def round_table(report: RunReport) -> Table:
-    """A run's rounds, a line each, with held-out metrics. Columns that say nothing are left out."""
+def run_details(report: RunReport) -> Group:
+    """A run: its state, a table of its rounds, and who was left out, lost or refused, and why."""
+    # Reasons carry peers' words: they are text, and never markup.
+    lines = mishaps(report)
+    if (more := len(lines) - MOST_LINES) > 0:
+        lines = [f"{more} more before these: fedbus round show {report.run}/N", *lines[more:]]
+    return Group(run_table(report), *[Text(line) for line in lines])
+
+
+def run_table(report: RunReport) -> Group:
+    """A run's state, and its rounds, a line each."""
+    said = f"{report.run}: {report.state}" + (f": {because(report)}" if report.reason else "")
+    return Group(Text(said), *([_round_table(report)] if report.rounds else []))
+
+
+def because(report: RunReport | RoundReport) -> str:
+    """The reason of what needs one, and its code."""
+    return f"{report.reason} [{report.code}]" if report.code else str(report.reason)
+
+
+def mishaps(report: RunReport) -> list[str]:
+    """A line for each worker that was left out, lost or refused. One that stays left out is named once."""
+    lines: list[str] = []
+    told: set[tuple[str, str]] = set()
+    for r in report.rounds:
+        out = [each for each in r.excluded if (each.worker, each.code) not in told]
+        told = {(each.worker, each.code) for each in r.excluded}
+        for label, items in (("excluded", out), ("lost", r.lost), ("rejected", r.rejected)):
+            where = f"{report.run}/{r.round}: "
+            lines += [f"{where}{item.worker} {label}: {item.reason} [{item.code}]" for item in items]
+    return lines
+
+
+def _round_table(report: RunReport) -> Table:
+    """Columns that say nothing are left out; metrics are those on held-out data."""
     rounds = report.rounds
     names = sorted({name for r in rounds for name in r.metrics if not name.startswith("train_")})
     columns: dict[str, list[str]] = {
@@ -95,10 +131,7 @@ def round_table(report: RunReport) -> Table:
         **{name: [f"{r.metrics[name]:.4f}" if name in r.metrics else "" for r in rounds] for name in names},
     }
     shown = {name: cells for name, cells in columns.items() if any(cells) or name == "round"}
-    # Reasons carry peers' words: nothing in them is markup.
-    table = Table(
-        title=escape(f"{report.run}: {report.state}" + (f" ({report.reason})" if report.reason else ""))
-    )
+    table = Table()
     for name in shown:
         table.add_column(name, justify="left" if name == "state" else "right")
     for cells in zip(*shown.values(), strict=True):
@@ -120,11 +153,11 @@ def run_list(summaries: list[RunSummary]) -> Table:
 def round_details(r: RoundReport) -> Table:
     """One round, a line per fact."""
     table = Table(show_header=False, title=f"round {r.round}")
-    table.add_row("state", escape(r.state + (f": {r.reason}" if r.reason else "")))
+    table.add_row("state", escape(r.state + (f": {because(r)}" if r.reason else "")))
     table.add_row("cohort", ", ".join(r.cohort))
     for u in r.accepted_updates:
         table.add_row("accepted", f"{u.worker}: {u.weight:g} examples, {u.bytes / 1e6:.3f} MB")
-    for label, refusals in (("rejected", r.rejected), ("lost", r.lost)):
+    for label, refusals in (("rejected", r.rejected), ("lost", r.lost), ("excluded", r.excluded)):
         for item in refusals:
             table.add_row(label, escape(f"{item.worker}: {item.reason} [{item.code}]"))
     if r.waiting:
@@ -133,7 +166,9 @@ def round_details(r: RoundReport) -> Table:
     if r.seconds is not None:
         table.add_row("took", f"{r.seconds:.3f} s")
     table.add_row("bytes", f"{r.bytes_up / 1e6:.3f} MB up, {r.bytes_down / 1e6:.3f} MB down")
-    table.add_row("metrics", " ".join(f"{k}={v:.4f}" for k, v in r.metrics.items()))
-    table.add_row("model", r.model or "")
+    if r.metrics:
+        table.add_row("metrics", " ".join(f"{k}={v:.4f}" for k, v in r.metrics.items()))
+    if r.model:
+        table.add_row("model", r.model)
     table.add_row("trace", r.trace_id)
     return table

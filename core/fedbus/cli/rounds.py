@@ -20,7 +20,7 @@ from fedbus.cli.output import (
     print_json,
     reporting,
     round_details,
-    round_table,
+    run_details,
     run_list,
     url_option,
     with_federation,
@@ -94,7 +94,7 @@ def show(ref: str, folder: Path | None, url: str | None, as_json: bool) -> None:
     if as_json:
         print_json(report)
     else:
-        console().print(round_table(report) if isinstance(report, RunReport) else round_details(report))
+        console().print(run_details(report) if isinstance(report, RunReport) else round_details(report))
 
 
 @round_group.command("list")
@@ -114,7 +114,7 @@ def list_(run: str | None, folder: Path | None, url: str | None, as_json: bool) 
         if as_json:
             print_json(found.rounds)
         else:
-            console().print(round_table(found))
+            console().print(run_details(found))
     elif as_json:
         print_json(found)
     elif found:

@@ -16,6 +16,7 @@ from math import ceil
 from fedbus_schemas.plan import MOST_MEMBERS, Plan
 
 from fedbus.rounds.fold import Round, Seat
+from fedbus.rounds.reasons import AbortCode, CloseCode, WaitCode
 
 # An aggregator that gives no verdict for so long after the deadline is not waited for.
 VERDICT_GRACE_S = 60.0
@@ -25,7 +26,7 @@ VERDICT_GRACE_S = 60.0
 class Close:
     """Append `closing`."""
 
-    code: str
+    code: CloseCode
     reason: str
 
 
@@ -33,7 +34,7 @@ class Close:
 class Abort:
     """Append `aborted`."""
 
-    code: str
+    code: AbortCode
     reason: str
 
 
@@ -41,7 +42,7 @@ class Abort:
 class Hold:
     """Wait, until something happens or the clock reaches `until` (seconds since 1970)."""
 
-    code: str
+    code: WaitCode
     reason: str
     until: float
 
@@ -112,19 +113,12 @@ def rule(round_: Round, now: float, manifests: Collection[Attempt] | None) -> Ru
     return ending
 
 
-def _with_quorum(round_: Round, code: str, why: str) -> Close | Abort:
+def _with_quorum(round_: Round, code: CloseCode, why: str) -> Close | Abort:
     opened = round_.opened
     assert opened is not None
     have = len(round_.accepted)
-    said = f"{why}: have {have} updates, quorum {opened.quorum}{_mishaps(round_)}"
+    said = f"{why}: have {have} updates, quorum {opened.quorum}"
     return Close(code, said) if have >= opened.quorum else Abort("quorum", said)
-
-
-def _mishaps(round_: Round) -> str:
-    """What became of the others, so that nobody must look for it elsewhere."""
-    said = [f"{w.worker} lost: {w.reason}" for w in round_.lost]
-    said += [f"{r.worker} rejected: {r.reason}" for r in round_.rejected]
-    return "".join(f"; {mishap[:300]}" for mishap in said[:5])
 
 
 def _names(seats_: Collection[Seat]) -> str:

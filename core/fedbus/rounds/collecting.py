@@ -4,23 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.plan import Plan
 from fedbus_schemas.update import TensorSpec, UpdateManifest
 
+from fedbus.base.errors import CodecError, DigestMismatch, StreamMissing
 from fedbus.codec.grid import Grid, order
 from fedbus.rounds.close import Attempt
 from fedbus.rounds.fold import Round
+from fedbus.rounds.reasons import RefusalCode
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """Why an update does not count."""
 
-    code: str
+    code: RefusalCode
     reason: str
     chunk: int | None = None
+
+    @classmethod
+    def unreadable(cls, error: CodecError | StreamMissing, chunk: int | None = None) -> Self:
+        """Bytes are not there, or not what they must be."""
+        code: RefusalCode = "chunk-refused"
+        if isinstance(error, StreamMissing):
+            code = "stream-missing"
+        elif isinstance(error, DigestMismatch):
+            code = "digest-mismatch"
+        named = chunk is None or error.message.startswith(f"chunk {chunk}:")
+        where = "" if named else f"chunk {chunk}: "
+        return cls(code, f"{where}{error.message}"[:500], chunk)
 
 
 def judge_attempt(attempt: Attempt, round_: Round) -> Refusal | None:

@@ -14,6 +14,7 @@ from fedbus_schemas.plan import Plan
 from fedbus_schemas.update import EvaluationReport
 
 from fedbus.rounds.fold import Round, Seat
+from fedbus.rounds.reasons import UnscoredCode
 from fedbus.rounds.roster import Roster
 
 # How long the members of the last round have for its model, if the plan's deadline is not shorter.
@@ -135,6 +136,7 @@ def _mean(weighed: list[tuple[float, float]]) -> float:
 
 
 def _unscored(worker: str, node: str, report: EvaluationReport | None) -> Unscored:
+    code: UnscoredCode
     if report is None:
         code, reason = "no-score", "sent no score in time"
     elif report.failed:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from fedbus_schemas.log import Aborted, Closing, Entry, Finished, Member, WorkerLost
+from fedbus_schemas.log import Aborted, Closing, Entry, Excluded, Finished, Member, WorkerLost
 from fedbus_schemas.messages import Announcement, EndedRound, Notice, RunRecord
 from fedbus_schemas.plan import Plan
 
 from fedbus.rounds.close import Abort, Attempt, Close, Hold, ListManifests, resolve, rule, seats
 from fedbus.rounds.evaluating import last_score_s, to_score
 from fedbus.rounds.fold import Round
+from fedbus.rounds.reasons import AbortCode, LossCode, WaitCode
 from fedbus.rounds.roster import BEAT_S, LOST_AFTER_S, Exclusion, Roster
 
 # Round 0 makes the first model. Two members, the first to finish counts: one may die.
@@ -26,13 +27,14 @@ FIRST_MODEL_MEMBERS = 2
 # A reason is read by people, and is a `Reason` on the wire.
 MOST_EXCLUSIONS = 20
 MOST_REASON = 2000
+MOST_OF_EACH = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
     """Append `opened` for the next round, if its updates fit into the broker's storage.
 
-    `partitions` are new holders of parts of shipped data.
+    `partitions` are new holders of parts of shipped data, `excluded` those that cannot take part.
     """
 
     number: int
@@ -42,6 +44,7 @@ class Open:
     target: int
     quorum: int
     partitions: dict[str, int]
+    excluded: list[Excluded]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class Notify:
 class Wait:
     """Nothing to do until something is heard, or the clock reaches `until`."""
 
-    code: str
+    code: WaitCode
     reason: str
     until: float
 
@@ -169,7 +172,7 @@ def next_step(
             return (_announced(following, number, "closed") or step) if isinstance(step, Wait) else step
         case "closing" if len(round_.counted) < round_.quorum:
             left = f"{len(round_.counted)} accepted updates are left to fold, quorum {round_.quorum}"
-            return Append(number, Aborted(at=now, code="voided", reason=left))
+            return Append(number, _aborted(now, "voided", left))
         case "closing":
             return _announced(following, number, "closed") or Wait(
                 "aggregating", "the aggregator folds the round", now + 5.0
@@ -190,10 +193,14 @@ def _abort(reason: str, rounds: Mapping[int, Round], following: Following, now: 
     number = max(opened)
     match rounds[number].state:
         case "open" | "closing":
-            return Append(number, Aborted(at=now, code="operator", reason=reason))
+            return Append(number, _aborted(now, "operator", reason))
         case "aggregated":
             return Append(number, Finished(at=now))
     return _announced(following, number, "closed") or Done()
+
+
+def _aborted(now: float, code: AbortCode, reason: str) -> Aborted:
+    return Aborted(at=now, code=code, reason=reason)
 
 
 def _adopted(round_: Round, following: Following) -> bool:
@@ -214,7 +221,7 @@ def _open_round(
         case Close(code, reason):
             return Append(number, Closing(at=now, code=code, reason=reason))
         case Abort(code, reason):
-            return Append(number, Aborted(at=now, code=code, reason=reason))
+            return Append(number, _aborted(now, code, reason))
         case ListManifests():
             return List(number)
         case Hold(code, reason, until):
@@ -228,7 +235,8 @@ def _lost_member(
     assert round_.opened is not None
     since = max(following.adopted_at, round_.opened.at)
     for worker, node in round_.awaited:
-        code = reason = None
+        code: LossCode | None = None
+        reason = ""
         presence = roster.workers.get(worker)
         progress = roster.progress_of(worker, run, number, node)
         if progress is not None and progress.failed:
@@ -237,7 +245,7 @@ def _lost_member(
             code, reason = "left", f"{worker} left"
         elif roster.silent(worker, since, now):
             code, reason = "silent", f"{worker} was not heard for over {LOST_AFTER_S:g} s"
-        if code and reason:
+        if code is not None:
             return WorkerLost(at=now, worker=worker, node=node, code=code, reason=reason)
     return None
 
@@ -268,7 +276,10 @@ def _open(
     held = {**record.partitions, **partitions}
     members = [Member(worker=w, partition=held.get(w) if plan.data else None) for w in chosen]
     digest, size = base or (None, 0)
-    return Open(number, digest, size, members, target, min(quorum, target), partitions)
+    told = [Excluded(worker=e.worker, code=e.code, reason=e.reason[:MOST_OF_EACH]) for e in excluded]
+    return Open(
+        number, digest, size, members, target, min(quorum, target), partitions, told[:MOST_EXCLUSIONS]
+    )
 
 
 def _said(excluded: list[Exclusion]) -> list[str]:

@@ -7,12 +7,15 @@ from datetime import UTC, datetime
 from math import isfinite
 
 from fedbus_schemas.log import AcceptedUpdate
-from fedbus_schemas.messages import RunRecord
+from fedbus_schemas.messages import RunRecord, Waiting
 from fedbus_schemas.report import RefusalReport, RoundReport, RunReport, RunState, RunSummary, UpdateReport
 
 from fedbus.rounds.fold import Round
+from fedbus.rounds.reasons import RefusalCode, UnscoredCode
 
-MOST_UNSCORED = 5  # members named in a round's reason
+NOT_SCORED = "not scored"  # begins what is said of a score that failed
+MOST_NAMED = 5  # members in a reason
+MOST_SAID = 300  # of each
 
 
 def round_report(number: int, round_: Round) -> RoundReport:
@@ -23,19 +26,22 @@ def round_report(number: int, round_: Round) -> RoundReport:
     end = round_.aborted or round_.aggregated
     seconds = round(end.at - opened.at, 6) if end else None
     bytes_up = sum(update.bytes for update in round_.accepted)
+    code, reason = _why(round_)
     return RoundReport(
         round=number,
         state=state,
-        reason=_reason(round_),
+        code=code,
+        reason=reason,
         cohort=[member.worker for member in round_.members],
         accepted=len(round_.counted),
         accepted_updates=[
             UpdateReport(worker=u.worker, node=u.node, weight=u.weight, bytes=u.bytes, digest=u.digest)
             for u in round_.counted
         ],
-        rejected=[RefusalReport(worker=r.worker, code=r.code, reason=r.reason) for r in round_.rejected],
+        rejected=_refusals(round_),
         waiting=[] if round_.ended or round_.closing else [worker for worker, _ in round_.awaited],
         lost=[RefusalReport(worker=w.worker, code=w.code, reason=w.reason) for w in round_.lost],
+        excluded=[RefusalReport(worker=e.worker, code=e.code, reason=e.reason) for e in opened.excluded],
         opened_at=iso(opened.at),
         closed_at=iso(end.at) if end else None,
         seconds=seconds,
@@ -52,7 +58,7 @@ def round_report(number: int, round_: Round) -> RoundReport:
     )
 
 
-def run_report(record: RunRecord, rounds: Mapping[int, Round], waiting: str | None = None) -> RunReport:
+def run_report(record: RunRecord, rounds: Mapping[int, Round], waiting: Waiting | None = None) -> RunReport:
     """Report a run.
 
     Args:
@@ -63,11 +69,16 @@ def run_report(record: RunRecord, rounds: Mapping[int, Round], waiting: str | No
     opened = {n: r for n, r in sorted(rounds.items()) if r.opened is not None}
     made = [r.aggregated.model for r in opened.values() if r.aggregated]
     last = opened[max(opened)] if opened else None
-    ended = last.aborted.reason if last and last.aborted else record.abort
-    reason = ended if run_state(record, opened) == "aborted" else waiting
+    state = run_state(record, opened)
+    code, reason = (waiting.code, waiting.reason) if waiting else (None, None)
+    if state == "aborted" and last and last.aborted:
+        code, reason = last.aborted.code, last.aborted.reason + _mishaps(last)
+    elif state == "aborted":
+        code, reason = "operator", record.abort
     return RunReport(
         run=record.name,
-        state=run_state(record, opened),
+        state=state,
+        code=code,
         reason=reason,
         rounds=[round_report(n, r) for n, r in opened.items() if n > 0],
         model=made[-1] if made else None,
@@ -116,20 +127,41 @@ def iso(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _reason(round_: Round) -> str | None:
-    """What needs an explanation; a round that got all it wanted and has its score needs none."""
+def _why(round_: Round) -> tuple[str | None, str | None]:
+    """Code and sentence of what needs an explanation: not a round that got all it wanted and has its score.
+
+    Where there are several, the code is that of the first.
+    """
+    found: list[tuple[str, str]] = []
     if round_.aborted:
-        return round_.aborted.reason
-    if round_.closing and round_.closing.code != "target":
-        return round_.closing.reason
+        found.append((round_.aborted.code, round_.aborted.reason))
+    elif round_.closing and round_.closing.code != "target":
+        found.append((round_.closing.code, round_.closing.reason))
+    unscored: UnscoredCode = "not-scored"
     if round_.evaluated and round_.evaluated.failed:
-        return f"not scored: {round_.evaluated.failed}"
+        found.append((unscored, f"{NOT_SCORED}: {round_.evaluated.failed}"))
     score = round_.federated.federated if round_.federated else None
     if score and score.failed:
-        said = [f"{each.worker}: {each.reason}" for each in score.failed[:MOST_UNSCORED]]
+        said = [f"{each.worker}: {each.reason} [{each.code}]" for each in score.failed[:MOST_NAMED]]
         more = [f"and {len(score.failed) - len(said)} more"] if len(score.failed) > len(said) else []
-        return "not scored by " + "; ".join([*said, *more])
-    return None
+        found.append((unscored, f"{NOT_SCORED} by " + "; ".join([*said, *more])))
+    return (found[0][0], "; ".join(reason for _, reason in found)) if found else (None, None)
+
+
+def _refusals(round_: Round) -> list[RefusalReport]:
+    """Updates that do not count; one that was accepted may have changed in storage."""
+    voided: RefusalCode = "voided"
+    return [
+        *[RefusalReport(worker=r.worker, code=r.code, reason=r.reason) for r in round_.rejected],
+        *[RefusalReport(worker=v.worker, code=voided, reason=v.reason) for v in round_.voided],
+    ]
+
+
+def _mishaps(round_: Round) -> str:
+    """What became of the members of a round that ended its run: who reads it looks no further."""
+    said = [f"{w.worker} lost: {w.reason} [{w.code}]" for w in round_.lost]
+    said += [f"{r.worker} rejected: {r.reason} [{r.code}]" for r in _refusals(round_)]
+    return "".join(f"; {mishap[:MOST_SAID]}" for mishap in said[:MOST_NAMED])
 
 
 def round_metrics(round_: Round) -> dict[str, float]:

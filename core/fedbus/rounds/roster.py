@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from fedbus_schemas.messages import Beat, Progress
 from fedbus_schemas.plan import Plan
 
+from fedbus.rounds.reasons import ExclusionCode
+
 BEAT_S = 2.0
 # Five missed beats: a paused or briefly cut-off worker comes back unnoticed.
 LOST_AFTER_S = 10.0
+# Who left or fell silent so long ago is no news: nobody needs to be told that it is excluded.
+NEWS_S = 600.0
 # From the first beat that is heard: by then everyone who is here has beaten.
 SETTLED_AFTER_S = 1.25 * BEAT_S
 # Seats of one worker whose progress is remembered.
@@ -39,7 +43,7 @@ class Exclusion:
     """Why a worker cannot take part."""
 
     worker: str
-    code: str
+    code: ExclusionCode
     reason: str
 
 
@@ -112,24 +116,24 @@ class Roster:
         return known is not None and not known.beat.leaving and now - known.at <= LOST_AFTER_S
 
     def eligible(self, plan: Plan, now: float) -> tuple[list[str], list[Exclusion]]:
-        """Workers that can take part under a plan, in join order, and why the others cannot."""
+        """Workers that can take part under a plan, in join order, and why others that were here cannot."""
         able: list[str] = []
         excluded: list[Exclusion] = []
         for name in self.workers:
             obstacle = self._obstacle(name, plan, now)
             if obstacle is None:
                 able.append(name)
-            else:
+            elif now - self.workers[name].at <= NEWS_S:
                 excluded.append(Exclusion(name, *obstacle))
         return able, excluded
 
-    def _obstacle(self, name: str, plan: Plan, now: float) -> tuple[str, str] | None:
+    def _obstacle(self, name: str, plan: Plan, now: float) -> tuple[ExclusionCode, str] | None:
         presence = self.workers[name]
         beat = presence.beat
         if beat.leaving:
             return "leaving", "is leaving"
         if not self.here(name, now):
-            return "silent", f"not heard for {now - presence.at:.0f} s"
+            return "silent", f"was not heard for over {LOST_AFTER_S:g} s"
         if plan.task not in beat.capabilities.tasks:
             return "task", f"task {plan.task} is not installed there"
         if plan.codec.up.name not in beat.capabilities.codecs:

@@ -8,9 +8,11 @@ from fedbus_schemas.messages import RunRecord
 from fedbus_schemas.roster import Standing
 
 from fedbus.rounds.fold import Round
+from fedbus.rounds.reasons import ExclusionCode, StandingCode
 from fedbus.rounds.roster import Roster
 
 MOST_REASON = 2000
+_Said = tuple[StandingCode | ExclusionCode, str]
 
 
 def standing(
@@ -42,12 +44,15 @@ def standing(
     return Standing(run=record.name, round=number, code=code, reason=reason[:MOST_REASON])
 
 
-def _seated(worker: str, round_: Round) -> tuple[str, str] | None:
+def _seated(worker: str, round_: Round) -> _Said | None:
     """What became of the worker's seats in a round that it was chosen for."""
     if worker not in [member.worker for member in round_.members]:
         return None
     if any(update.worker == worker for update in round_.counted):
         return "accepted", "it is in the cohort, and its update was accepted"
+    for voided in round_.voided:
+        if voided.worker == worker:
+            return "voided", f"its update was accepted, and changed in storage afterwards: {voided.reason}"
     for refused in reversed(round_.rejected):
         if refused.worker == worker:
             return (
@@ -57,6 +62,8 @@ def _seated(worker: str, round_: Round) -> tuple[str, str] | None:
     for lost in round_.lost:
         if lost.worker == worker:
             return "lost", f"it was in the cohort, and was given up: {lost.reason} [{lost.code}]"
+    if round_.closing is not None:
+        return "missed", "it is in the cohort, and the round closed without an update of it"
     return "cohort", "it is in the cohort, and its update is awaited"
 
 
@@ -68,7 +75,7 @@ def _outside(
     roster: Roster,
     now: float,
     waiting: str | None,
-) -> tuple[str, str]:
+) -> _Said:
     if worker not in roster.workers:
         return "unknown", "the planner has not heard it since it started"
     obstacle = roster.obstacle(worker, record.plan, now)

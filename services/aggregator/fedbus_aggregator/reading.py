@@ -80,7 +80,7 @@ class UpdateReader:
                 self._bus, subjects.UPDATES, subjects.update(ref.run, ref.number, *attempt, "manifest")
             )
         except StreamMissing as error:
-            return Refusal(error.code, error.message)
+            return Refusal.unreadable(error)
         try:
             manifest = UpdateManifest.unpack(message.data)
         except ValidationError as error:
@@ -134,7 +134,7 @@ class UpdateReader:
                     out = values[span.offset : span.end]
                     peak = await apart(out.nbytes, self._decode_one, data, digest, span, out)
                 except (CodecError, StreamMissing) as error:
-                    return Refusal(error.code, f"chunk {span.index}: {error.message}"[:500], span.index)
+                    return Refusal.unreadable(error, span.index)
                 if peak * manifest.num_examples > MOST_WEIGHTED:
                     said = f"value times examples reaches {peak * manifest.num_examples:.1e}"
                     return Refusal("out-of-range", f"{said}, allowed {MOST_WEIGHTED:.0e}", span.index)

@@ -284,6 +284,7 @@ class Planner:
             deadline_s=record.plan.close.deadline_s,
             trace_id=random_token(16),
             span_id=random_token(8),
+            excluded=step.excluded,
         )
         if not await self._log.append(ref, "planner", entry):
             return

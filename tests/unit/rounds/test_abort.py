@@ -9,6 +9,7 @@ from fedbus.rounds.report import run_report
 from fedbus.rounds.roster import Roster
 from fedbus.selection.uniform import Uniform
 from fedbus_schemas.log import Aborted, Entry, Finished
+from fedbus_schemas.messages import Waiting
 from support.rounds import (
     NOW,
     accepted,
@@ -67,8 +68,9 @@ def test_a_round_that_another_planner_opened_meanwhile_is_aborted_too() -> None:
 def test_reports_say_so() -> None:
     wish = record(plan(rounds=2), abort=WISH)
     over = fold(opened("w1"), accepted("w1"), closing(), aggregated(), finished())
-    said = [run_report(wish, rounds, "waits") for rounds in ({}, {1: over}, {1: over, 2: over})]
-    assert [(r.state, r.reason) for r in said[:2]] == [("aborted", WISH)] * 2
+    waits = Waiting(code="workers", reason="waits")
+    said = [run_report(wish, rounds, waits) for rounds in ({}, {1: over}, {1: over, 2: over})]
+    assert [(r.state, r.code, r.reason) for r in said[:2]] == [("aborted", "operator", WISH)] * 2
     assert said[2].state == "finished", "it had reached its end before"
     still = run_report(wish, {1: fold(opened("w1"))})
     assert still.state == "running", "until the log says otherwise"

@@ -200,14 +200,6 @@ def test_long_lists_of_names_are_cut() -> None:
     assert "w004 and 45 more" in ruling.reason
 
 
-def test_an_abort_says_what_became_of_the_others() -> None:
-    gone = lost("w1").model_copy(update={"reason": "lrr: unknown key"})
-    refused = rejected("w2").model_copy(update={"reason": "holds NaN"})
-    ruling = rule(fold(opened("w1", "w2", quorum=2), gone, refused), TIME, [])
-    assert isinstance(ruling, Abort)
-    assert "w1 lost: lrr: unknown key; w2 rejected: holds NaN" in ruling.reason
-
-
 def test_updates_that_nobody_judged_are_named() -> None:
     """An absent aggregator must not look like absent workers."""
     round_ = fold(opened("w1", "w2", quorum=1))

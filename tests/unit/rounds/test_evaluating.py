@@ -185,7 +185,7 @@ def test_nobody_could_score_it() -> None:
             federated_entry(NOW, digest("model"), score),
         ),
     )
-    assert told.reason == "not scored by w1: sent no score in time"
+    assert told.reason == "not scored by w1: sent no score in time [no-score]"
 
 
 losses = st.lists(

@@ -99,6 +99,7 @@ def test_it_says_who_is_excluded_and_why() -> None:
     roster.hear(beat("w3"), NOW)
     roster.hear(beat("w4", leaving=True), NOW)
     roster.hear(beat("w5"), NOW - 11)
+    roster.hear(beat("old"), NOW - 3600)
     roster.hear(beat("w6").model_copy(update={"labels": {"gpu": "yes"}}), NOW)
     roster.hear(beat("w7", labels={"gpu": "yes"}).model_copy(update={"capabilities": _able("other")}), NOW)
     roster.hear(beat("w8", labels={"gpu": "yes"}).model_copy(update={"capabilities": _able("noop")}), NOW)
@@ -111,9 +112,20 @@ def test_it_says_who_is_excluded_and_why() -> None:
         "w2 excluded: labels do not match: gpu is no, wanted yes",
         "w3 excluded: labels do not match: gpu is not set, wanted yes",
         "w4 excluded: is leaving",
-        "w5 excluded: not heard for 11 s",
+        "w5 excluded: was not heard for over 10 s",
         "w7 excluded: task noop is not installed there",
         "w8 excluded: codec int8 is not installed there",
+    ]
+
+
+def test_a_round_keeps_who_could_not_be_a_member() -> None:
+    roster = _roster("w1")
+    roster.hear(beat("w2").model_copy(update={"capabilities": _able("other")}), NOW)
+    step = _step(plan(cohort={"min": 1}), roster)
+    assert isinstance(step, Open)
+    assert [m.worker for m in step.members] == ["w1"]
+    assert [(e.worker, e.code, e.reason) for e in step.excluded] == [
+        ("w2", "task", "task noop is not installed there")
     ]
 
 

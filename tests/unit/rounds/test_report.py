@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from fedbus.rounds.report import iso, round_report, run_report, run_state
+from fedbus_schemas.log import Excluded
+from fedbus_schemas.messages import Waiting
 from support.rounds import (
     NOW,
     aborted,
@@ -19,6 +21,7 @@ from support.rounds import (
     record,
     rejected,
     update,
+    voided,
 )
 
 
@@ -73,6 +76,38 @@ def test_a_run_is_in_the_state_of_its_last_round() -> None:
     report = run_report(two, {1: ended, 2: stopped})
     assert (report.state, report.reason) == ("aborted", aborted().reason)
     assert report.model == aggregated().model
+
+
+def test_an_aborted_run_says_what_became_of_the_members() -> None:
+    gone = lost("w1").model_copy(update={"reason": "lrr: unknown key", "code": "failed"})
+    refused = rejected("w2").model_copy(update={"reason": "holds NaN"})
+    # Also where it is the first model that could not be made: its round is not listed.
+    report = run_report(record(plan()), {0: fold(opened("w1", "w2", base=None), gone, refused, aborted())})
+    assert report.code == "quorum"
+    assert report.reason == (
+        "too few; w1 lost: lrr: unknown key [failed]; w2 rejected: holds NaN [bad-manifest]"
+    )
+
+
+def test_an_update_that_changed_in_storage_is_a_rejection() -> None:
+    report = round_report(1, fold(opened("w1", "w2"), accepted("w1", "w2"), closing(), voided("w1")))
+    assert (report.accepted, [u.worker for u in report.accepted_updates]) == (1, ["w2"])
+    assert [(r.worker, r.code, r.reason) for r in report.rejected] == [("w1", "voided", "changed in storage")]
+
+
+def test_what_a_round_and_a_run_wait_for_or_ended_of_has_a_code() -> None:
+    early = closing().model_copy(update={"code": "deadline", "reason": "deadline of 5 s passed"})
+    failed = evaluated().model_copy(update={"metrics": {}, "failed": "no such task"})
+    report = round_report(1, fold(opened("w1"), accepted("w1"), early, aggregated(), finished(), failed))
+    assert (report.code, report.reason) == ("deadline", "deadline of 5 s passed; not scored: no such task")
+    waits = run_report(record(plan()), {}, Waiting(code="workers", reason="have 0 of 1 eligible workers"))
+    assert (waits.state, waits.code) == ("waiting", "workers")
+
+
+def test_who_could_not_be_a_member_is_reported() -> None:
+    out = Excluded(worker="w3", code="labels", reason="labels do not match")
+    report = round_report(1, fold(opened("w1", excluded=[out])))
+    assert [(e.worker, e.code) for e in report.excluded] == [("w3", "labels")]
 
 
 def test_round_zero_is_not_listed() -> None:

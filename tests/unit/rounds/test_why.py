@@ -8,7 +8,20 @@ import pytest
 from fedbus.rounds.fold import Round
 from fedbus.rounds.roster import Roster
 from fedbus.rounds.why import standing
-from support.rounds import NOW, aborted, accepted, beat, closing, fold, lost, opened, plan, record, rejected
+from support.rounds import (
+    NOW,
+    aborted,
+    accepted,
+    beat,
+    closing,
+    fold,
+    lost,
+    opened,
+    plan,
+    record,
+    rejected,
+    voided,
+)
 
 OPEN = opened("w1", "w2")
 
@@ -37,6 +50,8 @@ def why(worker: str, rounds: dict[int, Round], heard: Roster, waiting: str | Non
         (fold(OPEN, rejected("w1")), "rejected"),
         (fold(OPEN, rejected("w1", "z"), accepted("w1")), "accepted"),
         (fold(OPEN, lost("w1")), "lost"),
+        (fold(OPEN, accepted("w2"), closing()), "missed"),
+        (fold(OPEN, accepted("w1", "w2"), closing(), voided("w1")), "voided"),
         (fold(OPEN, lost("w1"), aborted()), "eligible"),
     ],
 )
