@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
+from fedbus.cli.output import mishaps
+from fedbus_schemas.messages import Announcement
 from support.federation import federation
 from support.natsd import Stack
-from support.scripted import honest, lying
+from support.scripted import Scripted, honest, lying
 
 ONES = np.ones(25_000, np.float32)
 NAN = np.full(25_000, np.nan, np.float32)
@@ -90,6 +93,33 @@ async def test_a_run_says_what_it_waits_for_and_goes_on_when_a_worker_joins(
         report = await parties.finished(run)
         assert sorted(report.rounds[0].cohort) == ["lone", "real"]
         assert report.rounds[0].accepted == 2
+
+
+async def test_a_worker_without_the_task_is_left_out_by_name_and_the_others_go_on(
+    stack: Stack, tmp_path: Path
+) -> None:
+    may_end = asyncio.Event()
+
+    async def answer(worker: Scripted, news: Announcement) -> None:
+        await may_end.wait()
+        await worker.send(worker.make(news, ONES))
+
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        await parties.script("lacks", honest(ONES), tasks=("digits",))
+        await parties.script("has", answer)
+        run = await parties.start({"rounds": 2}, "lacks")
+        await parties.until(lambda: parties.round(run, 1).opened, "round 1 opens")
+        (said,) = await parties.api.members.why("lacks", run)
+        assert (said.code, said.reason) == ("task", "task noop is not installed there")
+        may_end.set()
+        report = await parties.finished(run)
+        for round_ in report.rounds:
+            assert (round_.cohort, round_.accepted) == (["has"], 1)
+            assert [(e.worker, e.code, e.reason) for e in round_.excluded] == [
+                ("lacks", "task", "task noop is not installed there")
+            ]
+        # What stays as it is is said once.
+        assert mishaps(report) == ["lacks/1: lacks excluded: task noop is not installed there [task]"]
 
 
 async def test_a_lying_worker_does_not_keep_the_others_from_their_model(stack: Stack, tmp_path: Path) -> None:

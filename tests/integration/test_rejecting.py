@@ -11,6 +11,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
+from fedbus.cli.output import mishaps
 from fedbus_schemas.messages import Announcement
 from fedbus_schemas.update import TensorSpec
 from support.federation import federation
@@ -124,6 +125,10 @@ async def test_each_wrong_update_is_refused_by_name_and_the_others_make_the_mode
             (notice,) = [n for n in await parties.scripted[name].notices() if n.round == 1]
             assert (notice.run, notice.code) == ("lies", code)
             assert notice.reason == refused[name].reason
+        # What `round show` and `round watch` print.
+        shown = mishaps(report)
+        for name, (_, code, _) in LIES.items():
+            assert f"lies/1: {name} rejected: {refused[name].reason} [{code}]" in shown
 
 
 async def test_a_body_that_is_not_what_its_manifest_names(stack: Stack, tmp_path: Path) -> None:
@@ -170,8 +175,49 @@ async def test_the_first_valid_manifest_of_a_worker_counts_and_no_other(stack: S
         report = await parties.finished(run)
         (round_,) = report.rounds
         assert sorted(u.worker for u in round_.accepted_updates) == ["double", "slow"]
-        assert [(r.worker, r.code) for r in round_.rejected] == [("double", "duplicate")]
+        (refused,) = round_.rejected
+        assert (refused.worker, refused.code) == ("double", "duplicate")
+        assert refused.reason.endswith("of double counts already")
         assert (await parties.model(report.model) == 2.0).all()
+
+
+async def test_a_chunk_cannot_be_overwritten(stack: Stack, tmp_path: Path) -> None:
+    """Neither before its manifest nor once it is accepted: who reads it again reads the same."""
+    overwritten, may_close = asyncio.Event(), asyncio.Event()
+
+    async def before(worker: Scripted, news: Announcement) -> None:
+        first, second = (worker.make(news, sign * VALUES) for sign in (1, -1))
+        second = replace(second, seat=first.seat).saying(attempt=first.manifest.attempt)
+        await worker.send(first, [0, 1])
+        await worker.send(second)  # the broker keeps the first chunks
+
+    async def after(worker: Scripted, news: Announcement) -> None:
+        true = worker.make(news, 3 * VALUES)
+        await worker.send(true)
+        await parties.until(lambda: parties.round(news.run, 1).accepted_from("after", "0"), "it is accepted")
+        answer = await worker.bus.request(true.subject(0), worker.make(news, 9 * VALUES).chunks[0])
+        assert b"maximum messages per subject exceeded" in answer.data
+        overwritten.set()
+
+    async def slow(worker: Scripted, news: Announcement) -> None:
+        await may_close.wait()
+        await worker.send(worker.make(news, VALUES))
+
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        for name, answer in (("before", before), ("after", after), ("slow", slow)):
+            await parties.script(name, answer)
+        plan = {"train": {"elements": ELEMENTS}, "cohort": {"min": 3}, "close": {"quorum": 2}}
+        run = await parties.start(plan, "overwrites")
+        await overwritten.wait()
+        await parties.aggregator.crash()
+        await parties.aggregator.start()
+        may_close.set()
+        report = await parties.finished(run)
+        (refused,) = report.rounds[0].rejected
+        assert (refused.worker, refused.code) == ("before", "digest-mismatch")
+        assert refused.reason.startswith("chunk 0: SHA-256 is ")
+        assert sorted(u.worker for u in report.rounds[0].accepted_updates) == ["after", "slow"]
+        np.testing.assert_allclose(await parties.model(report.model), 2 * VALUES, atol=1e-6)
 
 
 async def test_an_update_after_the_cut_off_is_late(stack: Stack, tmp_path: Path) -> None:
@@ -194,7 +240,9 @@ async def test_an_update_after_the_cut_off_is_late(stack: Stack, tmp_path: Path)
         await parties.aggregator.start()
         report = await parties.finished(run)
         assert [u.worker for u in report.rounds[0].accepted_updates] == ["in-time"]
-        assert [(r.worker, r.code) for r in report.rounds[0].rejected] == [("slow", "late")]
+        assert [(r.worker, r.code, r.reason) for r in report.rounds[0].rejected] == [
+            ("slow", "late", "stored after the round was closing")
+        ]
         assert (await parties.model(report.model) == 1.0).all()
 
 
@@ -214,5 +262,7 @@ async def test_an_outsider_s_update_does_not_count(stack: Stack, tmp_path: Path)
         await parties.until(lambda: parties.round(run, 1).rejected, "it is rejected")
         go.set()
         report = await parties.finished(run)
-        assert [(r.worker, r.code) for r in report.rounds[0].rejected] == [("outsider", "not-in-cohort")]
+        assert [(r.worker, r.code, r.reason) for r in report.rounds[0].rejected] == [
+            ("outsider", "not-in-cohort", "outsider has no seat in this round")
+        ]
         assert (await parties.model(report.model) == 1.0).all()
