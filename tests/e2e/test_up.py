@@ -76,14 +76,23 @@ def test_a_second_one_in_the_same_folder_is_refused(typed: Shell) -> None:
 
 def test_what_is_killed_in_mid_run_is_started_again_and_the_run_ends(typed: Shell) -> None:
     assert typed.run("fedbus", "round", "start", "plan.yaml", "--name", "killed").code == 0
-    for name in ("planner", "aggregator", "broker", *sorted({*SERVICES} - {"planner", "aggregator"})):
+    typed.start("watch", "fedbus", "round", "watch", "killed")
+    typed.says("watch", "killed/1 finished")
+    for name in ("broker", *SERVICES):
         pid = pids(typed.folder)[name]
         os.kill(pid, signal.SIGKILL)
         typed.says("up", f"{name} was ended by SIGKILL")
         wait_until(lambda name=name, pid=pid: pids(typed.folder)[name] != pid, f"{name} is there again")  # type: ignore[misc]
         (line,) = [each for each in typed.log("up").splitlines() if f"{name} was ended" in each]
-        assert re.search(r"; started again after \d+\.\d s as process \d+$", line), line
+        said = rf"fedbus up: {name} was ended by SIGKILL; started again after \d+\.\d s as process \d+"
+        assert re.fullmatch(said, line), line
     assert len(finished(typed, "killed").rounds) == 8
+    assert typed.wait("watch") == 0
+    watched = typed.log("watch")
+    assert re.search(r"^connection to \S+ lost$", watched, re.M), watched
+    assert re.search(r"^connected to \S+ again$", watched, re.M), watched
+    for number in range(1, 9):
+        assert watched.count(f"killed/{number} finished: 2/2 updates") == 1, watched
 
 
 def test_a_run_can_be_aborted(typed: Shell) -> None:
@@ -115,6 +124,7 @@ def test_it_stops_everything(typed: Shell) -> None:
     named = pids(typed.folder)
     codes = typed.stop()
     assert (codes["again"], codes["ann"], codes["bob"]) == (0, 0, 0)
+    assert typed.log("ann").endswith(" ann: stopped\n")
     assert not any(map(alive, named.values()))
     stack = json.loads((typed.folder / ".fedbus" / "stack.json").read_text())
     assert (stack["broker_pid"], stack["processes"]) == (None, {})

@@ -160,6 +160,7 @@ async def _join(settings: JoinSettings) -> None:
         )
         try:
             await until_signal(agent.run())
+            log.info("stopped")
         finally:
             await bus.close()
     finally:

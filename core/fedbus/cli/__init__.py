@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -19,10 +20,20 @@ from fedbus.cli.up import up
 from fedbus.cli.waterfall import trace
 
 
+class _Lines(logging.Handler):
+    """Log lines as a command says them; on a terminal above its live display, which takes stderr over."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
 @click.group()
 @click.version_option(package_name="fedbus")
 def main() -> None:
     """Run federated learning: training goes to the data, only updates come back."""
+    logging.basicConfig(level=logging.WARNING, handlers=[_Lines()], format="%(message)s")
+    # Who reads that the broker is away wants to read that it is back.
+    logging.getLogger("fedbus.bus.connection").setLevel(logging.INFO)
     try:
         check_environment(os.environ)
     except FedbusError as error:

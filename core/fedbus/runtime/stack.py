@@ -25,6 +25,8 @@ BROKER = "broker"
 STOP_S = 10.0
 # An older log is put aside at a start, once, so that logs do not grow for ever.
 MOST_LOG_BYTES = 16_000_000
+# Who is ended by these has no last words: the end of the log would be about something else.
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class LocalStack:
@@ -151,8 +153,10 @@ class LocalStack:
         return ended if self.broker.running() else [BROKER, *ended]
 
     def how_it_ended(self, name: str) -> str:
-        """Words for how a dead process ended, with the end of its log."""
+        """Words for how a dead process ended; with the end of its log where it may say why."""
         code = self.broker.exit_code() if name == BROKER else self._processes[name].returncode
+        if _signal_of(code) in _FROM_OUTSIDE:
+            return _ended(code)
         with contextlib.suppress(OSError):
             lines = self.log_of(name).read_bytes()[-2000:].decode(errors="replace").split("\n")
             last = " | ".join([line.strip() for line in lines if line.strip()][-2:])
@@ -202,10 +206,13 @@ class LocalStack:
         self.broker.kill()
 
 
+def _signal_of(code: int | None) -> int:
+    """The signal that an exit code tells of; a watchdog's is 128 + n where signal n ended its command."""
+    return -code if code is not None and code < 0 else (code or 0) - 128
+
+
 def _ended(code: int | None) -> str:
-    """What an exit code says; that of a watchdog is 128 + n where signal n ended its command."""
-    number = -code if code is not None and code < 0 else (code or 0) - 128
     try:
-        return f"was ended by {signal.Signals(number).name}"
+        return f"was ended by {signal.Signals(_signal_of(code)).name}"
     except ValueError:
         return f"ended with code {code}"
