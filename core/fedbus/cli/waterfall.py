@@ -22,6 +22,7 @@ from fedbus.cli.output import (
     url_option,
     with_federation,
 )
+from fedbus.telemetry.allowed import STOPPED
 from fedbus.telemetry.tree import Row, coverage, rows
 
 _COLOURS = {"planner": "cyan", "aggregator": "magenta", "evaluator": "yellow", "worker": "green"}
@@ -92,9 +93,10 @@ def _headline(found: Trace) -> Text:
 
 
 def _name(row: Row) -> str:
-    """A service's span that is about one worker says which."""
+    """A service's span that is about one worker says which, and one that was broken off that it was."""
     about = row.span.attributes.get("worker")
-    return f"{row.span.name} {about}" if about and row.span.worker is None else row.span.name
+    name = f"{row.span.name} {about}" if about and row.span.worker is None else row.span.name
+    return f"{name} ({STOPPED})" if row.span.attributes.get("code") == STOPPED else name
 
 
 def _bar(row: Row, columns: int) -> Text:

@@ -43,6 +43,8 @@ ATTRIBUTES: dict[str, type] = {
     "chunk": int,
     "events_dropped": int,
 }
+# The `code` of a span that was broken off, such as the task of a worker that was not waited for.
+STOPPED = "stopped"
 MOST_TEXT = 256
 MOST_ERROR = 500
 MOST_EVENTS = 128

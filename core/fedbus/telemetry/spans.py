@@ -7,13 +7,14 @@ that follows it leaves a whole task.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 from fedbus.base.clock import Clock, SystemClock, random_token
-from fedbus.telemetry.allowed import MOST_ERROR, MOST_EVENTS
+from fedbus.telemetry.allowed import MOST_ERROR, MOST_EVENTS, STOPPED
 from fedbus.telemetry.model import Span, SpanEvent, SpanRef, Value
 
 # Spans of a party that cannot send are dropped above this: telemetry never costs memory without bound.
@@ -94,6 +95,10 @@ class Spans:
         token = _current.set(open_span)
         try:
             yield
+        except asyncio.CancelledError:
+            # Nothing failed: the round was over, perhaps with the update that was just being confirmed.
+            open_span.attributes["code"] = STOPPED
+            raise
         except BaseException as error:
             open_span.fail(f"{type(error).__name__}: {error}".removesuffix(": "))
             raise

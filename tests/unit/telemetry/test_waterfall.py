@@ -54,6 +54,11 @@ def test_failures_stand_below_in_full_and_as_they_are() -> None:
     assert drawn.count("x") >= 150
 
 
+def test_what_was_broken_off_says_so_and_is_no_failure() -> None:
+    drawn = lines(ROOT, replace(TASK, attributes={"code": "stopped"}))
+    assert [line.split("  w1")[0].strip() for line in drawn if "task" in line] == ["task (stopped)"]
+
+
 def test_a_round_that_goes_on_and_one_without_spans() -> None:
     assert lines(TASK)[0] == "run-1/2 is under way; trace " + "a" * 32
     assert lines() == ["run-1/2: no span has arrived yet"]
