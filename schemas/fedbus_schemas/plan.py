@@ -113,7 +113,9 @@ class Evaluate(Wire):
 
     every: int = Field(1, ge=1, description="score every so many rounds, and the last")
     central: bool = Field(True, description="on the evaluator's held-out data")
-    federated: bool = Field(False, description="by the cohort, each member on its own data before it trains")
+    federated: bool = Field(
+        False, description="by the cohort, on its own data: each member reads it once more in every round"
+    )
 
 
 class Limits(Wire):

@@ -11,6 +11,7 @@ from fedbus.rounds.admission import admit, read_plan
 from fedbus.rounds.plantext import commented_plan, plain_plan
 from fedbus_schemas.plan import Data, Plan
 from pydantic import BaseModel
+from support.docs import ROOT
 
 
 def _paths(values: dict[str, Any], model: type[BaseModel]) -> set[str]:
@@ -27,6 +28,18 @@ def test_it_is_the_defaults() -> None:
     values = yaml.safe_load(commented_plan())
     assert read_plan(values) == Plan(task="digits")
     admit(read_plan(values))
+
+
+def test_scores_by_the_cohort_are_asked_for_wherever_a_plan_is_shown() -> None:
+    """Schema, `plan init`, the example and the README say the same of a default that costs the workers."""
+    assert Plan(task="digits").evaluate.federated is False
+    assert yaml.safe_load(commented_plan())["evaluate"]["federated"] is False
+    example = yaml.safe_load((ROOT / "examples/digits/plan.yaml").read_text())
+    assert example["evaluate"] == Plan(task="digits").evaluate.model_dump()
+    said = re.search(
+        r"`evaluate: \{federated: true\}`.*?off by default", (ROOT / "README.md").read_text(), re.S
+    )
+    assert said is not None
 
 
 def test_no_key_is_left_out() -> None:
