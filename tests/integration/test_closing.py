@@ -95,6 +95,39 @@ async def test_a_run_says_what_it_waits_for_and_goes_on_when_a_worker_joins(
         assert report.rounds[0].accepted == 2
 
 
+async def test_what_holds_a_run_up_is_shown_with_its_code(stack: Stack, tmp_path: Path) -> None:
+    may_send = asyncio.Event()
+
+    async def answer(worker: Scripted, news: Announcement) -> None:
+        await may_send.wait()
+        await worker.send(worker.make(news, ONES))
+
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        run = await parties.start({"close": {"deadline_s": 1.0}}, "held-up")
+        await parties.waits(run, "have 0 of 1")
+        assert (await parties.api.run(run)).code == "workers"
+        worker = await parties.script("a", answer)
+        await parties.until(lambda: parties.round(run, 1).opened, "round 1 opens")
+        await parties.aggregator.crash()
+        may_send.set()
+        await parties.until(lambda: (run, 1) in worker.sent, "the update is stored")
+        await parties.waits(run, "are stored and not judged yet")
+        async for watched in parties.api.watch(run):
+            if watched.code is not None:
+                break
+        for report in (watched, await parties.api.run(run)):
+            assert (report.code, report.reason) == (
+                "aggregator-behind",
+                "updates of a are stored and not judged yet",
+            )
+        await parties.planner.crash()
+        gone = await parties.api.run(run)
+        assert (gone.code, gone.reason) == ("bus-unavailable", "the planner does not answer")
+        await parties.planner.start()
+        await parties.aggregator.start()
+        assert (await parties.finished(run)).rounds[0].accepted == 1
+
+
 async def test_a_worker_without_the_task_is_left_out_by_name_and_the_others_go_on(
     stack: Stack, tmp_path: Path
 ) -> None:
