@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fedbus.base.errors import RunEnded, UnknownRun
+from fedbus_schemas.messages import Announcement
 from support.federation import federation
 from support.natsd import Stack
+from support.scripted import Scripted
 
 
 async def test_the_open_round_is_aborted_and_its_workers_stop(stack: Stack, tmp_path: Path) -> None:
@@ -48,3 +51,30 @@ async def test_a_run_that_waits_for_workers_ends_and_stays_ended(stack: Stack, t
             await parties.script(name)
         assert (await parties.api.run(run)).state == "aborted"
         assert not parties.round(run, 0).opened
+
+
+async def test_a_run_that_ends_between_rounds_waits_for_no_score(stack: Stack, tmp_path: Path) -> None:
+    """The next round's members would have scored the last model: nobody will, and the log says so."""
+    async with federation(stack.credentials, tmp_path, workers=(), evaluator=True) as parties:
+
+        async def stays(worker: Scripted, news: Announcement) -> None:
+            await parties.until(lambda: parties.round(news.run, 1).lost, "the other one has left")
+            await worker.send(worker.make(news, np.ones(25_000, np.float32)))
+
+        async def leaves(worker: Scripted, news: Announcement) -> None:
+            await worker.beat(leaving=True)
+
+        await parties.api.wait_for("evaluator")  # else a watch waits for no score at all
+        await parties.script("stays", stays)
+        await parties.script("leaves", leaves)
+        plan = {"rounds": 3, "cohort": {"min": 2}, "close": {"quorum": 1}}
+        run = await parties.start(plan | {"evaluate": {"central": False, "federated": True}}, "between")
+        await parties.waits(run, "have 1 of 2")
+        await parties.api.abort(run, "enough")
+        report = await parties.ended(run)
+        assert (report.state, report.reason) == ("aborted", "enough")
+        await parties.until(lambda: parties.round(run, 1).federated, "the log says so")
+        entry = parties.round(run, 1).federated
+        assert entry is not None
+        assert entry.federated is not None
+        assert {each.code for each in entry.federated.failed} == {"run-ended"}

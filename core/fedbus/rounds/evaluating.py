@@ -111,14 +111,11 @@ def federated_score(round_: Round, reports: Mapping[Seat, EvaluationReport]) -> 
         round_: the round whose members were asked.
         reports: what they answered; in any order, the score is the same.
     """
-    scored = [r for _, r in sorted(reports.items()) if r.failed is None and r.num_examples]
+    obstacles = [(m, _obstacle(reports.get((m.worker, m.node)))) for m in round_.members]
+    failed = [Unscored(worker=m.worker, node=m.node, code=o[0], reason=o[1]) for m, o in obstacles if o]
+    scored = [r for _, r in sorted(reports.items()) if _obstacle(r) is None]
     total = sum(r.num_examples for r in scored)
     names = sorted(set.intersection(*(set(r.metrics) for r in scored))) if scored else []
-    failed = [
-        _unscored(m.worker, m.node, reports.get((m.worker, m.node)))
-        for m in round_.members
-        if (report := reports.get((m.worker, m.node))) is None or report.failed or not report.num_examples
-    ]
     return FederatedScore(
         metrics={name: _mean([(r.metrics[name], r.num_examples / total) for r in scored]) for name in names},
         num_examples=total,
@@ -135,15 +132,27 @@ def _mean(weighed: list[tuple[float, float]]) -> float:
     return min(max(mean, min(values)), max(values))
 
 
-def _unscored(worker: str, node: str, report: EvaluationReport | None) -> Unscored:
-    code: UnscoredCode
+def _obstacle(report: EvaluationReport | None) -> tuple[UnscoredCode, str] | None:
+    """Code and reason why a member's report is not part of the score; None: it is."""
     if report is None:
-        code, reason = "no-score", "sent no score in time"
-    elif report.failed:
-        code, reason = "failed", report.failed[:MOST_SAID]
-    else:
-        code, reason = "no-examples", "has no example to score it on"
-    return Unscored(worker=worker, node=node, code=code, reason=reason)
+        return "no-score", "sent no score in time"
+    if report.failed is not None:
+        return "failed", report.failed[:MOST_SAID]
+    if not report.num_examples:
+        return "no-examples", "has no example to score it on"
+    # It would leave no metric that all of them have.
+    return None if report.metrics else ("no-metrics", "its task reports no metric")
+
+
+def never_asked(round_: Round) -> FederatedScore:
+    """The score of a model whose run ended before the next round asked anybody: none, and why.
+
+    Args:
+        round_: the one that made the model.
+    """
+    said = "the run ended before the next round, which would have asked for it"
+    nobody = [Unscored(worker=m.worker, node=m.node, code="run-ended", reason=said) for m in round_.members]
+    return FederatedScore(metrics={}, num_examples=0, workers=[], failed=nobody[:MOST_NAMED])
 
 
 def federated_entry(at: float, model: str, score: FederatedScore) -> Evaluated:

@@ -26,7 +26,7 @@ RefusalCode = Literal[
     "unreadable", "voided",
 ]  # fmt: skip
 # Why a model has no score, and why it has none of a member.
-UnscoredCode = Literal["not-scored", "no-score", "failed", "no-examples"]
+UnscoredCode = Literal["not-scored", "no-score", "failed", "no-examples", "no-metrics", "run-ended"]
 # How a worker stands with a run, beside what excludes it.
 StandingCode = Literal[
     "cohort", "accepted", "rejected", "voided", "lost", "missed", "late", "not-chosen", "waiting", "eligible",

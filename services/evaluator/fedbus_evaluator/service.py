@@ -34,6 +34,7 @@ from fedbus.rounds.evaluating import (
     awaited,
     federated_entry,
     federated_score,
+    never_asked,
     scoring_round,
     wanting,
     wants_central,
@@ -184,13 +185,16 @@ class Evaluator:
         asked = RoundRef(ref.run, scoring_round(plan, ref.number))
         scorers = self._log.rounds.get(asked)
         assert round_.aggregated is not None
+        model = round_.aggregated.model
         if scorers is None or scorers.opened is None:
-            return  # the next round waits for workers
+            # The next round waits for workers, or the operator has ended the run.
+            if await self._never_opens(asked):
+                await self._append(ref, federated_entry(self._clock.now(), model, never_asked(round_)))
+            return
         if ref.number < plan.rounds and awaited(
             plan, ref.number, scorers, (), self._roster, self._clock.now()
         ):
             return  # the log tells when it closes
-        model = round_.aggregated.model
         reports = await self._cohort.of(asked, model, scorers.seats)
         if awaited(plan, ref.number, scorers, reports, self._roster, self._clock.now()):
             self._waiting = True
@@ -200,6 +204,11 @@ class Evaluator:
         said = " ".join(f"{name}={value:.4f}" for name, value in score.metrics.items())
         about = {"action": "evaluated", "run": ref.run, "round": ref.number}
         log.info("evaluated by %d members: %s", len(score.workers), said, extra=about)
+
+    async def _never_opens(self, ref: RoundRef) -> bool:
+        """Whether a run ended without this round. The stream is asked: our copy of the log may be behind."""
+        record, _ = await self._runs.get(ref.run)
+        return record.done and (await read_round(self._bus, ref)).opened is None
 
     async def _append(self, ref: RoundRef, entry: Evaluated) -> None:
         while not await self._log.append(ref, "evaluator", entry):

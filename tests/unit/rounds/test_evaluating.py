@@ -9,6 +9,7 @@ from fedbus.rounds.evaluating import (
     federated_entry,
     federated_score,
     last_score_s,
+    never_asked,
     scoring_round,
     to_score,
     wanting,
@@ -167,6 +168,25 @@ def test_scores_are_weighted_by_examples_and_who_has_none_is_named() -> None:
     entry = federated_entry(NOW + 9, digest("model"), score)
     told = round_report(1, fold(*MADE, finished(), entry))
     assert told.metrics == {"federated_accuracy": pytest.approx(0.625), "federated_loss": pytest.approx(1.5)}
+
+
+def test_a_member_whose_task_reports_no_metric_empties_nobodys_score() -> None:
+    found = seats(report("w1", 10, loss=1.0), report("w2", 90))
+    score = federated_score(fold(opened("w1", "w2")), found)
+    assert (score.metrics, score.num_examples, score.workers) == ({"loss": 1.0}, 10, ["w1"])
+    assert [(each.worker, each.code, each.reason) for each in score.failed] == [
+        ("w2", "no-metrics", "its task reports no metric")
+    ]
+
+
+def test_a_run_that_ended_between_rounds_says_why_its_last_model_has_no_score() -> None:
+    entry = federated_entry(NOW, digest("model"), never_asked(fold(*ENDED)))
+    round_ = fold(*ENDED, entry)
+    assert not wants_federated(BOTH, 1, round_)
+    score = entry.federated
+    assert score is not None
+    assert [(each.worker, each.code) for each in score.failed] == [("w1", "run-ended"), ("w2", "run-ended")]
+    assert round_metrics(round_) == {}
 
 
 def test_nobody_could_score_it() -> None:
