@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from fedbus.api.federation import Federation
 from fedbus.base.errors import FedbusError, PlanRefused, UnknownName, UnknownRun
 from fedbus.bus import Bus, Message
 from fedbus.bus.micro import ask
-from fedbus.bus.store import list_subjects, purge
+from fedbus.bus.registry import Registry
+from fedbus.bus.store import STREAM_FULL, list_subjects, purge
+from fedbus_evaluator.service import Evaluator
 from fedbus_schemas import subjects
 from fedbus_schemas.messages import Announcement, Started, StartRun
+from support.answers import error
 from support.federation import federation
 from support.natsd import Stack
 from support.scripted import Scripted, honest
@@ -132,6 +136,33 @@ async def test_updates_of_runs_that_are_over_make_room_for_new_ones(stack: Stack
         await planner.start(Crowded)
         await parties.finished(await parties.start({"cohort": {"min": 1}}, "next"))
         assert not await list_subjects(parties.operator, subjects.UPDATES, "fb.update.spent.>")
+
+
+async def test_an_evaluator_that_starts_while_the_registry_is_full_registers_older_models_later(
+    stack: Stack, tmp_path: Path
+) -> None:
+    refused = []
+
+    class Full(Bus):
+        """A broker that has room for a model's record at the third try only."""
+
+        async def request(self, subject: str, data: bytes = b"", **more: object) -> Message:
+            if subject.startswith("$KV.FB_REGISTRY.") and len(refused) < 2:
+                refused.append(subject)
+                return Message(subject, json.dumps(error(STREAM_FULL, "maximum bytes exceeded")).encode(), {})
+            return await super().request(subject, data, **more)  # type: ignore[arg-type]
+
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        await parties.script("a", honest(ONES))
+        run = await parties.start({"rounds": 4, "cohort": {"min": 1}}, "unregistered")
+        await parties.until(lambda: parties.round(run, 4).finished, "it ends")
+        await parties.add("evaluator", lambda bus: Evaluator(bus, tmp_path).run(), Full)
+
+        async def all_registered() -> bool:
+            return (await Registry(parties.operator).rounds()).get(run) == [0, 1, 2, 3, 4]
+
+        await parties.until_true(all_registered, "every model of the run is registered")
+        assert len(refused) == 2
 
 
 async def test_two_watches_on_one_connection_do_not_disturb_each_other(stack: Stack, tmp_path: Path) -> None:

@@ -39,12 +39,6 @@ class Tree:
         """The round itself; None while it is under way."""
         return next((s for s in self.spans if s.parent_id is None), None)
 
-    @property
-    def orphans(self) -> list[Span]:
-        """Spans whose parent is not there."""
-        known = {s.span_id for s in self.spans}
-        return [s for s in self.spans if s.parent_id is not None and s.parent_id not in known]
-
 
 def build(spans: Iterable[Span]) -> Tree:
     """Order spans depth first, each level by time.

@@ -10,7 +10,7 @@ import logging
 from contextlib import suppress
 
 from fedbus.base.clock import Clock, SystemClock
-from fedbus.base.errors import BusError, FedbusError, RemoteContractError
+from fedbus.base.errors import BusError, RemoteContractError
 from fedbus.base.setbacks import Setbacks
 from fedbus.bus import Bus, Message
 from fedbus.bus.log import RESYNC_S, RoundLog
@@ -42,7 +42,7 @@ class Aggregator:
         self._stored: dict[RoundRef, dict[Attempt, None]] = {}  # manifests seen, in order of arrival
         self._unlisted: set[RoundRef] = set()
         self._listed_at = 0.0
-        self._setbacks: Setbacks[RoundRef] = Setbacks()
+        self._setbacks: Setbacks[RoundRef] = Setbacks("round", log)
         self._wake = asyncio.Event()
         self._tracer = Tracer(bus, "aggregator", self._clock)
 
@@ -105,10 +105,7 @@ class Aggregator:
         try:
             await self._serve(ref)
         except Exception as error:
-            if self._setbacks.note(ref, f"{type(error).__name__}: {error}", self._clock.monotonic()):
-                about = {"action": "retry", "run": ref.run, "round": ref.number}
-                known = isinstance(error, FedbusError)
-                log.warning("round put off: %s", error, extra=about, exc_info=None if known else error)
+            self._setbacks.put_off(ref, error, self._clock.monotonic(), run=ref.run, round=ref.number)
         else:
             self._setbacks.clear(ref)
 
@@ -232,9 +229,9 @@ class Aggregator:
 
     def _forget(self, ref: RoundRef) -> None:
         """Free what an ended round took; the sum stays for the run's next round."""
-        self._setbacks.clear(ref)
         folding = self._foldings.get(ref.run)
         last = folding is not None and folding.is_last(ref.number, self._log.rounds[ref])
         if last:
             del self._foldings[ref.run]
         self._log.forget(ref.run, ref.number + 1 if last else ref.number)
+        self._setbacks.keep(self._log.rounds)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,6 @@ from fedbus.base.errors import (
     CodecError,
     ConfigError,
     ContractError,
-    FedbusError,
     RemoteContractError,
     StreamMissing,
     TaskError,
@@ -78,7 +79,8 @@ class Evaluator:
         self._runs = Runs(bus)
         self._plans: dict[str, Plan] = {}
         self._log = RoundLog(bus, lambda _: self._wake.set())
-        self._setbacks: Setbacks[RoundRef] = Setbacks()
+        self._setbacks: Setbacks[RoundRef] = Setbacks("score", log)
+        self._unregistered: set[RoundRef] = set()  # older ones, whose models the registry may lack
         self._wake = asyncio.Event()
         self._waiting = False  # for members that score a run's last model
         self._roster = Roster()
@@ -130,7 +132,7 @@ class Evaluator:
     # What is due
 
     async def _restore(self) -> int:
-        """Take up the last rounds, register models that are missing; returns where to follow the log from."""
+        """Take up the last rounds, find older unregistered models; returns where to follow the log from."""
         first = await last_seq(self._bus, subjects.ROUNDS) + 1
         for name in await self._runs.names():
             try:
@@ -140,10 +142,8 @@ class Evaluator:
                 continue
             # A model's cohort scores it one round later: the last two rounds can want something.
             recent = range(max(0, record.open_round - 1), record.open_round + 1)
-            for number in await self._registering.missing(name, range(recent.start)):
-                round_ = await read_round(self._bus, RoundRef(name, number))
-                if round_.aggregated:
-                    await self._registering.register(RoundRef(name, number), round_, record.plan)
+            missing = await self._registering.missing(name, range(recent.start))
+            self._unregistered |= {RoundRef(name, number) for number in missing}
             for number in recent:
                 round_ = await read_round(self._bus, RoundRef(name, number))
                 if round_.opened:
@@ -155,17 +155,28 @@ class Evaluator:
     async def _score_all(self, trainer: Trainer, path: Path) -> None:
         self._waiting = False
         for ref in sorted(self._log.rounds):
-            if not self._setbacks.ready(ref, self._clock.monotonic()):
-                continue
-            try:
-                await self._settle(ref, trainer, path)
-                self._setbacks.clear(ref)
-            except Exception as error:
-                if self._setbacks.note(ref, f"{type(error).__name__}: {error}", self._clock.monotonic()):
-                    about = {"action": "retry", "run": ref.run, "round": ref.number}
-                    known = isinstance(error, FedbusError)
-                    log.warning("score put off: %s", error, extra=about, exc_info=None if known else error)
+            await self._try(ref, partial(self._settle, ref, trainer, path))
+        for ref in sorted(self._unregistered):
+            await self._try(ref, partial(self._register_older, ref))
         self._forget()
+
+    async def _try(self, ref: RoundRef, work: Callable[[], Awaitable[None]]) -> None:
+        """Do what is due for one model. What goes wrong is told once, tried again, and stops no other."""
+        if not self._setbacks.ready(ref, self._clock.monotonic()):
+            return
+        try:
+            await work()
+        except Exception as error:
+            self._setbacks.put_off(ref, error, self._clock.monotonic(), run=ref.run, round=ref.number)
+        else:
+            self._setbacks.clear(ref)
+
+    async def _register_older(self, ref: RoundRef) -> None:
+        """Register a model that was made while no evaluator ran; it stays without a score."""
+        round_ = await read_round(self._bus, ref)
+        if round_.aggregated:
+            await self._registering.register(ref, round_, await self._plan(ref.run))
+        self._unregistered.discard(ref)
 
     async def _settle(self, ref: RoundRef, trainer: Trainer, path: Path) -> None:
         """Do what is due for one round's model."""
@@ -259,6 +270,7 @@ class Evaluator:
             before = min(needed, default=max(rounds, default=0))
             for memory in (self._log, self._cohort, self._registering):
                 memory.forget(run, before)
+        self._setbacks.keep(self._log.rounds.keys() | self._unregistered)
 
     def _is_needed(self, ref: RoundRef, plan: Plan, round_: Round) -> bool:
         if round_.opened is None:

@@ -10,7 +10,7 @@ import logging
 from contextlib import suppress
 
 from fedbus.base.clock import Clock, SystemClock, random_token
-from fedbus.base.errors import BusError, FedbusError, RunEnded
+from fedbus.base.errors import BusError, RunEnded
 from fedbus.base.setbacks import Setbacks
 from fedbus.bus import Bus, Message
 from fedbus.bus.log import RESYNC_S, RoundLog
@@ -76,7 +76,7 @@ class Planner:
         self._log = RoundLog(bus, self._changed)
         self._starts: dict[str, tuple[str, int]] = {}
         self._waiting: dict[str, Wait] = {}
-        self._setbacks: Setbacks[str] = Setbacks()
+        self._setbacks: Setbacks[str] = Setbacks("run", log)
         self._look_at = 0.0  # when to look for runs that another planner started
         self._wake = asyncio.Event()
         self._tracer = Tracer(bus, "planner", self._clock)
@@ -204,12 +204,8 @@ class Planner:
         return self._setbacks.next_try(until)
 
     def _put_off(self, name: str, error: Exception) -> None:
-        reason = error.message if isinstance(error, FedbusError) else f"{type(error).__name__}: {error}"
         now = self._clock.now()
-        if self._setbacks.note(name, reason, now):
-            known = isinstance(error, FedbusError)
-            about = {"action": "retry", "run": name}
-            log.warning("run put off: %s", reason, extra=about, exc_info=None if known else error)
+        reason = self._setbacks.put_off(name, error, now, run=name)
         self._waiting[name] = Wait(
             "setback", f"the planner could not go on, and tries again: {reason}"[:2000], now
         )

@@ -30,7 +30,6 @@ def test_children_follow_their_parent_by_time() -> None:
     assert [s.name for s in tree.spans] == ["round", "collect", "task", "train", "finish"]
     assert tree.depths == (0, 1, 1, 2, 1)
     assert tree.root == ROOT
-    assert tree.orphans == []
 
 
 def test_a_span_that_came_twice_is_there_once() -> None:
@@ -45,7 +44,6 @@ def test_a_worker_cannot_replace_a_span_of_a_service() -> None:
 def test_without_a_root_the_rest_is_shown_all_the_same() -> None:
     tree = build([TASK, TRAIN])
     assert tree.root is None
-    assert tree.orphans == [TASK]
     assert tree.depths == (0, 1)
     assert coverage(tree) == 0.0
 
