@@ -23,15 +23,19 @@ from fedbus.bus.joinstring import JoinString
 from fedbus.bus.kv import Bucket
 from fedbus.bus.micro import ask
 from fedbus.bus.store import leader_get, persist
+from fedbus.rounds.membership import CALM_S, MOST_CHANGES
 from fedbus.rounds.roster import LOST_AFTER_S
 from fedbus.runtime.probe import Answer, probe
 from fedbus_enroll.service import Enroll
 from fedbus_schemas import subjects
-from fedbus_schemas.roster import INVITE_KEY, Join, Joined, Nothing, RosterEvent, WorkerReport
+from fedbus_schemas.messages import Beat, Capabilities
+from fedbus_schemas.roster import INVITE_KEY, Activity, Join, Joined, Nothing, RosterEvent, WorkerReport
 from fedbus_worker.enrolling import CREDENTIAL_FILE, PENDING_FILE, enrol
 from fedbus_worker.entering import enter
 from support.federation import Parties, Party, federation
 from support.natsd import Stack
+
+CAN = Capabilities(tasks=["noop"], codecs=["dense"])
 
 
 class Later(SystemClock):
@@ -324,6 +328,30 @@ async def test_a_restart_of_enroll_changes_nothing(stack: Stack, tmp_path: Path)
         after = [await bucket.get(key) for key in keys]
         assert after[1] == before[1], "written on change only"
         assert after[0] != before[0]
+
+
+async def test_a_worker_that_comes_and_goes_all_the_time_fills_nothing(stack: Stack, tmp_path: Path) -> None:
+    worker = name()
+    async with enrolling(stack, tmp_path) as (parties, _, clock):
+        bus = await Bus.connect(stack.credentials(worker))
+
+        async def beat(leaving: bool) -> None:
+            said = Beat(worker=worker, at=1.0, incarnation="1", capabilities=CAN, leaving=leaving)
+            await bus.publish(subjects.beat(worker), said.model_dump_json().encode())
+            await bus.flush()
+            # Its answer comes behind the beat: each one is heard and looked at.
+            await ask(parties.operator, "enroll", "activity", Nothing(), Activity)
+
+        try:
+            for number in range(100):
+                await beat(leaving=bool(number % 2))
+            assert len(await events(parties, worker)) <= MOST_CHANGES
+            for leaving, wanted in ((False, "here"), (True, "left")):
+                clock.ahead_s += CALM_S
+                await beat(leaving)
+                await state(parties, worker, wanted)
+        finally:
+            await bus.close()
 
 
 async def test_what_a_worker_is_doing(stack: Stack, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fedbus_schemas.messages import Progress
+from fedbus_schemas.messages import Beat, Progress
 from fedbus_schemas.roster import SITE_LABEL, Admission, Doing, EventKind, RosterEntry
 
 from fedbus.rounds.roster import BEAT_S, LOST_AFTER_S, Roster
@@ -13,6 +13,9 @@ from fedbus.rounds.roster import BEAT_S, LOST_AFTER_S, Roster
 # A worker at work repeats its progress at each beat; what is older it does no more.
 DOING_S = 2.5 * BEAT_S
 _DOWN = ("lost", "left")
+# So many changes of one worker are told within so many seconds. The roster follows later, and says what is so
+# then: a worker that comes and goes all the time cannot fill logs and storage.
+MOST_CHANGES, CALM_S = 4, 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Membership:
         self.entries: dict[str, RosterEntry] = {entry.worker: entry for entry in entries}
         self._since = since
         self._doing: dict[str, tuple[Progress, float]] = {}
+        self._told: dict[str, list[float]] = {}  # when each worker's last changes were told
 
     def hear_afresh(self, now: float) -> None:
         """Nobody was heard for a while because the listener could not hear."""
@@ -60,8 +64,23 @@ class Membership:
         """The roster says this now."""
         self.entries[entry.worker] = entry
 
+    def told(self, worker: str, now: float) -> None:
+        """A change of this worker was written, or refused, and somebody was told of it."""
+        self._told[worker] = [*self._told.get(worker, []), now][-MOST_CHANGES:]
+
+    def is_news(self, beat: Beat, now: float) -> bool:
+        """Whether a beat says at once what the roster should: that a worker came, or leaves."""
+        known = self.entries.get(beat.worker)
+        here = known is not None and known.state == "here"
+        return here == beat.leaving and not self._flaps(beat.worker, now)
+
+    def _flaps(self, worker: str, now: float) -> bool:
+        last = self._told.get(worker, [])
+        # A clock that was set back must not silence a worker for as long.
+        return len(last) == MOST_CHANGES and 0 <= now - last[0] < CALM_S
+
     def changes(self, roster: Roster, admissions: Mapping[str, Admission], now: float) -> list[Change]:
-        """What the roster must say otherwise.
+        """What the roster must say otherwise, and may: a worker that changes too often has to wait.
 
         Args:
             roster: who was heard.
@@ -71,7 +90,7 @@ class Membership:
         found = [self._change(name, roster, admissions.get(name), now) for name in roster.workers]
         unheard = [name for name in self.entries if name not in roster.workers]
         found += [self._unheard(name, roster, now) for name in unheard]
-        return [change for change in found if change is not None]
+        return [c for c in found if c is not None and not self._flaps(c.entry.worker, now)]
 
     def _change(self, name: str, roster: Roster, admission: Admission | None, now: float) -> Change | None:
         presence, before = roster.workers[name], self.entries.get(name)

@@ -126,9 +126,9 @@ class Enroll:
             beat = Beat.model_validate_json(message.data)
             # The broker lets a worker beat under its own name only; the payload must agree.
             if message.subject == subjects.beat(beat.worker):
-                known = self._membership.entries.get(beat.worker)
-                self._roster.hear(beat, self._clock.now())
-                if known is None or beat.leaving or known.state != "here":
+                now = self._clock.now()
+                self._roster.hear(beat, now)
+                if self._membership.is_news(beat, now):
                     self._wake.set()
 
     def _progress(self, message: Message) -> None:
@@ -151,6 +151,7 @@ class Enroll:
                 # What one worker says of itself cannot keep the others out of the roster.
                 about = {"action": "roster", "worker": change.entry.worker}
                 log.warning("not written: %s", error, extra=about)
+            self._membership.told(change.entry.worker, now)
         for invite in await self._invites.sweep():
             reason = f"invitation {invite.id} for {invite.site} has expired with {invite.left} uses left"
             await self._events.tell("invite-expired", "expired", reason, invite=invite.id)

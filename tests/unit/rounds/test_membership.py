@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fedbus.rounds.membership import DOING_S, Membership
+from fedbus.rounds.membership import CALM_S, DOING_S, MOST_CHANGES, Membership
 from fedbus.rounds.roster import BEAT_S, LOST_AFTER_S, Roster
 from fedbus_schemas.messages import Beat
 from fedbus_schemas.roster import Admission, RosterEntry
@@ -30,6 +30,7 @@ class Listener:
         for change in changes:
             assert change.reason
             self.membership.note(change.entry)
+            self.membership.told(change.entry.worker, at)
         return [change.kind for change in changes]
 
     @property
@@ -115,6 +116,32 @@ def test_what_workers_do_is_what_they_said_lately() -> None:
     told.membership.hear_progress(progress("w1", 3), NOW + 5)
     told.hear(beat("w1", leaving=True), NOW + 5)
     assert told.membership.doing(NOW + 5) == {}
+
+
+def test_a_worker_that_comes_and_goes_all_the_time_is_told_of_seldom() -> None:
+    told = Listener()
+    at, kinds = NOW, []
+    while at < NOW + 10 * CALM_S:
+        kinds += told.hear(beat("w1", leaving=bool(len(kinds) % 2)), at)
+        told.hear(beat("w2"), at)
+        at += 0.1
+    assert len(kinds) <= 10 * MOST_CHANGES
+    assert told.membership.entries["w2"].state == "here", "others are told of as ever"
+    for leaving, state in ((True, "left"), (False, "here")):
+        told.hear(beat("w1", leaving=leaving), at := at + CALM_S)
+        assert told.w1.state == state, "in the end the roster says what is so"
+
+
+def test_only_what_changes_the_roster_wakes_its_writer() -> None:
+    told = Listener()
+    news = [(beat("w1", leaving=leaving), told.membership) for leaving in (False, True)]
+    assert [membership.is_news(said, NOW) for said, membership in news] == [True, False]
+    told.hear(beat("w1"), NOW)
+    assert [membership.is_news(said, NOW) for said, membership in news] == [False, True]
+    for _ in range(MOST_CHANGES):
+        told.membership.told("w1", NOW)
+    assert not told.membership.is_news(beat("w1", leaving=True), NOW + CALM_S - 0.1)
+    assert told.membership.is_news(beat("w1", leaving=True), NOW + CALM_S)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["beat", "leave", "look"]), st.floats(0.0, 15.0)), max_size=25))
