@@ -60,7 +60,9 @@ class Invites:
 
     async def reports(self) -> list[InviteReport]:
         """All invitations, oldest first."""
-        found = [_parsed(entry.value) for entry in await self._bucket.all(INVITE_KEY)]
+        # A broker that reads its accounts anew, as after each join, serves nobody for a moment.
+        stored = await persist(self._bus, lambda: self._bucket.all(INVITE_KEY), until_s=PATIENCE_S)
+        found = [_parsed(entry.value) for entry in stored]
         known = sorted((invite for invite in found if invite), key=lambda invite: invite.created_at)
         return [report(invite, self._clock.now()) for invite in known]
 
