@@ -28,6 +28,7 @@ EXPECTED_OVER = "Nats-Expected-Last-Subject-Sequence-Subject"
 # Error codes of the JetStream API that mean something to us.
 WRONG_LAST = 10071  # with expected sequence 0: already there
 STREAM_FULL = 10077
+NO_STORAGE = 10002  # the account's limit, which an embedded broker also lowers while its disk is full
 TOO_BUSY = 10167
 NO_MESSAGE = 10037
 NO_STREAM = 10059
@@ -69,6 +70,8 @@ def parse_answer(data: Payload) -> dict[str, Any]:
     if problem is None:
         return answer
     code, text = int(problem.get("err_code", 0)), str(problem.get("description", "error"))
+    if code == NO_STORAGE:
+        raise StreamFull(f"the broker has no space for its store: {text}")
     if code == STREAM_FULL:
         raise StreamFull(f"the stream is full: {text}")
     raise JetStreamError(code, text)

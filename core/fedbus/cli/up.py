@@ -53,6 +53,11 @@ async def _up(stack: LocalStack, as_json: bool) -> None:
         await asyncio.to_thread(stack.start_services)
         await asyncio.to_thread(stack.write_pids)
         _introduce(stack, as_json)
+        if stack.broker.exposed:
+            _say(
+                "warning[no-tls]: other hosts can reach the broker, and there is no encryption yet: "
+                "passwords and models cross the network in clear text; use a network that you trust, or a VPN"
+            )
         supervising = asyncio.create_task(Supervisor(stack, _say).run())
         waiting = asyncio.create_task(told.wait())
         await asyncio.wait([supervising, waiting], return_when=asyncio.FIRST_COMPLETED)

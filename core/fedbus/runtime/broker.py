@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import re
 import signal
@@ -29,6 +30,7 @@ from fedbus.runtime.serverconf import ACCOUNTS_FILE, render_server
 from fedbus.runtime.stackfile import StackFile, make_folder, read_stack
 
 LOOPBACK = "127.0.0.1"
+NO_WRITES = 1  # bytes that it may store then; 0 would mean any number
 _POLL_S = 0.005
 _RELOAD_S = 10.0
 
@@ -50,6 +52,7 @@ class Broker:
         self._claim: Claim | None = None
         self._server: Server | None = None
         self._stack: StackFile | None = None
+        self._max_file = NO_WRITES
 
     @property
     def url(self) -> str:
@@ -75,6 +78,14 @@ class Broker:
     def accounts(self) -> Accounts:
         """Who may connect."""
         return Accounts(self.folder)
+
+    @property
+    def exposed(self) -> bool:
+        """Whether other hosts can reach it."""
+        try:
+            return not ipaddress.ip_address(self._host).is_loopback
+        except ValueError:
+            return self._host != "localhost"
 
     def running(self) -> bool:
         """Whether the server process lives."""
@@ -140,6 +151,23 @@ class Broker:
         with self.accounts.locked():
             _reload(self.accounts, self._started())
 
+    def refuse_writes(self, refuse: bool) -> None:
+        """Have the running server refuse whatever it would store, or take it again; reads go on.
+
+        A disk that is really full would leave streams that answer nothing, until the server is started again.
+
+        Raises:
+            ConfigError: it never started.
+            OSError: the disk has no space for the new accounts either.
+        """
+        with self.accounts.locked():
+            # Whoever renders the accounts meanwhile, such as enroll, reads the limit in `stack.json`.
+            limit = NO_WRITES if refuse else self._max_file
+            stack = self._started().model_copy(update={"max_file": limit})
+            stack.save(self.folder)
+            self._stack = stack
+            _reload(self.accounts, stack)
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -159,7 +187,7 @@ class Broker:
         make_folder(store)
         before = read_stack(self.folder)
         port = self._port or (urlsplit(before.url).port if before else None) or -1
-        max_file = storage_limit(store)
+        self._max_file = max_file = storage_limit(store)
         write_private(self._home / ACCOUNTS_FILE, accounts.render(max_file))
         write_private(config, render_server(self._home, self._host, port, max_file))
         # The claim goes down to the server: the folder stays taken for as long as the server lives.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedbus.base.errors import BusUnavailable
+from fedbus.runtime.logfile import tail
 from fedbus.runtime.tied import Lifeline
 
 _POLL_S = 0.005
@@ -91,6 +92,6 @@ def _last_words(home: Path) -> str:
     lines = []
     for name in ("stderr", "log"):
         path = home / name
-        lines += path.read_text(errors="replace").splitlines()[-20:] if path.exists() else []
+        lines += tail(path, 4000).decode(errors="replace").splitlines()[-20:] if path.exists() else []
     wrong = [line for line in lines if re.search(r"\[(ERR|FTL)\]|nats-server: |cannot run", line)]
     return "; ".join((wrong or lines)[-3:]) or "it said nothing"

@@ -54,7 +54,9 @@ def render_server(folder: Path, host: str, port: int, max_file: int) -> str:
                     "store_dir": str(folder / "store"),
                     # An acknowledged write is on disk: a round survives a power cut, not only a kill.
                     "sync_interval": "always",
-                    "max_file_store": max_file,
+                    # What binds is the account's limit. Where that is raised while the server runs, the
+                    # server counts it beside what its streams have reserved of it.
+                    "max_file_store": 2 * max_file,
                     "max_memory_store": _MAX_MEMORY,
                     "max_buffered_size": _MAX_BUFFERED,
                 },

@@ -17,14 +17,13 @@ from typing import Self
 from fedbus.base.errors import BusUnavailable
 from fedbus.runtime.broker import LOOPBACK, Broker
 from fedbus.runtime.claim import Claim
+from fedbus.runtime.logfile import is_long, put_aside, tail
 from fedbus.runtime.rights import SERVICES
 from fedbus.runtime.stackfile import make_folder
 from fedbus.runtime.tied import Lifeline
 
 BROKER = "broker"
 STOP_S = 10.0
-# An older log is put aside at a start, once, so that logs do not grow for ever.
-MOST_LOG_BYTES = 16_000_000
 # Who is ended by these has no last words: the end of the log would be about something else.
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -88,10 +87,7 @@ class LocalStack:
     def start(self, name: str, command: Sequence[str]) -> None:
         """Start a process under a name; it ends with this one."""
         lifeline = Lifeline()
-        path = self.log_of(name)
-        if path.exists() and path.stat().st_size > MOST_LOG_BYTES:
-            path.replace(path.with_suffix(".log.old"))
-        with path.open("ab") as log:
+        with self.log_of(name).open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 lifeline.wrap(command),
                 stdin=subprocess.DEVNULL,
@@ -147,6 +143,12 @@ class LocalStack:
         """The file that the broker or a process writes its log to."""
         return self.folder / "broker" / "log" if name == BROKER else self.folder / "logs" / f"{name}.log"
 
+    def trim_logs(self) -> None:
+        """Put aside logs that have grown long; the broker looks after its own."""
+        for name in list(self._processes):
+            if is_long(path := self.log_of(name)):
+                put_aside(path)
+
     def dead(self) -> list[str]:
         """The broker and processes that ended, though nobody stopped them."""
         ended = [name for name, process in self._processes.items() if process.poll() is not None]
@@ -158,7 +160,7 @@ class LocalStack:
         if _signal_of(code) in _FROM_OUTSIDE:
             return _ended(code)
         with contextlib.suppress(OSError):
-            lines = self.log_of(name).read_bytes()[-2000:].decode(errors="replace").split("\n")
+            lines = tail(self.log_of(name), 2000).decode(errors="replace").split("\n")
             last = " | ".join([line.strip() for line in lines if line.strip()][-2:])
             return f"{_ended(code)} (its log ends: {last[-300:]})" if last else _ended(code)
         return _ended(code)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable
 
 from fedbus.base.errors import BusUnavailable, FedbusError
+from fedbus.runtime.disk import DiskWatch
 from fedbus.runtime.restarts import Restarts
 from fedbus.runtime.stack import LocalStack
 
@@ -19,7 +21,7 @@ class Supervisor:
 
     Args:
         stack: its broker runs, its processes were started.
-        say: told one line for each process that ended and was started again.
+        say: told one line for each process that ended and was started again, and when the disk runs low.
         patience: give up once a process ended so often in a row; None: never.
     """
 
@@ -28,6 +30,8 @@ class Supervisor:
         self._say = say
         self._patience = patience
         self._restarts = Restarts(random.Random().random)
+        self._disk = DiskWatch(stack.folder, "the broker stores nothing more, and runs wait")
+        self._refusing = False
         self._ends: dict[str, tuple[str, float]] = {}  # how it ended, and when
 
     async def run(self) -> None:
@@ -44,7 +48,19 @@ class Supervisor:
                     self._note_end(name, self._stack.how_it_ended(name))
             for name in self._restarts.due(time.monotonic()):
                 await self._start_again(name)
+            await asyncio.to_thread(self._stack.trim_logs)
+            await self._look_at_disk()
             await asyncio.sleep(POLL_S)
+
+    async def _look_at_disk(self) -> None:
+        """Have the broker refuse writes before the disk does, and take them again when there is room."""
+        if (news := self._disk.look()) is not None:
+            self._say(f"{'error' if self._disk.full else 'warning'}[{news.code}]: {news.reason}")
+        if self._disk.full != self._refusing and self._stack.broker.running():
+            # It may fail on a disk without any space: it is tried again at the next look.
+            with contextlib.suppress(FedbusError, OSError):
+                await asyncio.to_thread(self._stack.broker.refuse_writes, self._disk.full)
+                self._refusing = self._disk.full
 
     def _note_end(self, name: str, how: str) -> None:
         now = time.monotonic()

@@ -104,7 +104,7 @@ def test_a_full_disk_is_explained() -> None:
 def test_the_server_syncs_what_it_acknowledges() -> None:
     text = render_server(Path("/stack/broker"), "127.0.0.1", 4222, 10 * GIB)
     assert '"sync_interval": "always"' in text
-    assert f'"max_file_store": {10 * GIB}' in text
+    assert f'"max_file_store": {20 * GIB}' in text, "what binds is the account's limit"
     assert text.endswith("include accounts.conf\n")
 
 
