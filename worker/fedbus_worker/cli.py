@@ -12,14 +12,15 @@ import click
 from fedbus.base.clock import SystemClock
 from fedbus.base.errors import ConfigError, FedbusError
 from fedbus.base.settings import Settings, load, variable
-from fedbus.bus import Bus
 from fedbus.rounds.report import iso
 from fedbus.runtime.child import Trainer
+from fedbus.runtime.disk import DiskNews, DiskWatch, follow
 from fedbus.runtime.logs import set_up
 from fedbus.runtime.service import fail, until_signal
 from fedbus_schemas.report import ErrorBody, ErrorReport
 
 from fedbus_worker.agent import Agent
+from fedbus_worker.connecting import connect, remind
 from fedbus_worker.entering import enter
 from fedbus_worker.hosted import hosted, leave
 from fedbus_worker.state import default_state
@@ -134,6 +135,10 @@ def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
     return labels
 
 
+def _say(news: DiskNews) -> None:
+    log.warning("%s", news.reason, extra={"action": "disk", "code": news.code})
+
+
 async def _join(settings: JoinSettings) -> None:
     url = settings.url or variable("FEDBUS_URL")
     root = settings.state or default_state()
@@ -147,7 +152,7 @@ async def _join(settings: JoinSettings) -> None:
         threads=settings.threads,
     )
     try:
-        bus = await Bus.connect(credentials, wait_s=None)
+        bus = await connect(credentials)
         log.info("joined %s as %s", credentials.url, credentials.name)
         agent = Agent(
             bus,
@@ -158,10 +163,15 @@ async def _join(settings: JoinSettings) -> None:
             data=settings.data,
             labels=settings.labels,
         )
+        disk = DiskWatch(state.folder, "models and updates cannot be kept, and rounds are given up")
+        beside = [asyncio.create_task(work) for work in (remind(bus), follow(disk, _say))]
         try:
             await until_signal(agent.run())
             log.info("stopped")
         finally:
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             await bus.close()
     finally:
         await trainer.stop()
