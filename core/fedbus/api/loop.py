@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeVar
 
 R = TypeVar("R")
@@ -19,6 +20,7 @@ class LoopThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._failed: Future[Any] = Future()  # has the error of something that was left running
         # It must not keep the interpreter from ending.
         self._thread = threading.Thread(target=self._loop.run_forever, name="fedbus", daemon=True)
         self._thread.start()
@@ -29,17 +31,31 @@ class LoopThread:
         return self._thread.is_alive()
 
     def call(self, work: Coroutine[Any, Any, R], timeout_s: float | None = None) -> R:
-        """Run a coroutine to its end; Ctrl-C cancels it."""
+        """Run a coroutine to its end; Ctrl-C cancels it.
+
+        Raises:
+            Exception: that of the coroutine, or, once, that of something left running which failed.
+            TimeoutError: it takes longer than `timeout_s`.
+        """
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            return future.result(timeout_s)
+            wait([future, self._failed], timeout_s, FIRST_COMPLETED)
+            if self._failed.done():
+                failed, self._failed = self._failed, Future()
+                failed.result()
+            return future.result(0)
         except BaseException:
             future.cancel()
             raise
 
-    def begin(self, work: Coroutine[Any, Any, None]) -> None:
-        """Start a coroutine and leave it running."""
-        asyncio.run_coroutine_threadsafe(work, self._loop)
+    def begin(self, work: Coroutine[Any, Any, object]) -> None:
+        """Start a coroutine and leave it running; if it fails, the next call or the present one says so."""
+
+        def note(ended: Future[object]) -> None:
+            if not ended.cancelled() and (error := ended.exception()) and not self._failed.done():
+                self._failed.set_exception(error)
+
+        asyncio.run_coroutine_threadsafe(work, self._loop).add_done_callback(note)
 
     def iterate(self, items: AsyncIterator[R]) -> Iterator[R]:
         """What an asynchronous iterator yields; it is closed when the caller stops early."""
@@ -62,6 +78,7 @@ class LoopThread:
         """Cancel what still runs, and end the thread."""
         if not self.running:
             return
+        self._failed = Future()  # whoever closes was told already
         try:
             self.call(_cancel_others(), timeout_s=10.0)
         finally:
