@@ -99,6 +99,28 @@ async def test_a_service_that_does_not_run(stack: Stack) -> None:
         assert absent.value.hint == "start it: fedbus up, or python -m fedbus_planner"
 
 
+async def test_a_service_that_cannot_reach_the_broker_now_is_asked_again_where_that_does_no_harm(
+    stack: Stack,
+) -> None:
+    asked = []
+
+    async def busy(data: bytes) -> Wire:
+        asked.append(data)
+        if len(asked) % 2:
+            raise BusUnavailable("nobody serves $JS.API.INFO")
+        return Waiting(reason="now it can")
+
+    async with parties(stack, "planner", "operator") as (planner, operator):
+        await serve(planner, "planner", {"waiting": busy})
+        await planner.flush()
+        question = AskWaiting(run="r")
+        again = ask(operator, "planner", "waiting", question, Waiting, patience_s=20.0, repeatable=True)
+        assert (await again).reason == "now it can"
+        with pytest.raises(BusUnavailable, match="INFO"):
+            await ask(operator, "planner", "waiting", question, Waiting, patience_s=20.0)
+        assert len(asked) == 3
+
+
 async def test_who_may_ask_and_who_may_answer(stack: Stack) -> None:
     async with parties(stack, "enroll", "aggregator", "planner", "w-api", "operator") as made:
         enroll, aggregator, planner, worker, operator = made
@@ -127,7 +149,12 @@ async def test_it_answers_again_after_the_broker_was_killed(tmp_path: Path) -> N
         await until(lambda: not operator.connected, "the broker is gone")
         with pytest.raises(BusUnavailable, match="not connected"):
             await ask_for(operator, "r")
+        question = AskWaiting(run="r")
+        asking = asyncio.create_task(
+            ask(operator, "planner", "waiting", question, Waiting, patience_s=30.0, repeatable=True)
+        )
         await asyncio.to_thread(own.restart)
+        assert (await asking).reason == "r waits", "what may be sent twice is asked again"
         await operator.wait_up()
         assert (await served(operator)).reason == "r waits"
         with pytest.raises(PlanRefused):

@@ -27,7 +27,7 @@ from fedbus.api.members import Members
 from fedbus.api.models import Models
 from fedbus.api.traces import Trace, read_trace
 from fedbus.base.clock import random_token
-from fedbus.base.errors import BusError, BusUnavailable, NotAcked, UnknownRun
+from fedbus.base.errors import BusError, BusUnavailable, UnknownRun
 from fedbus.bus import Bus, Credentials, Message
 from fedbus.bus.log import RoundLog, read_round
 from fedbus.bus.micro import ask
@@ -85,17 +85,12 @@ class Federation:
             PlanRefused, UnknownName: the planner refuses the plan, and says why.
             BusUnavailable: no planner answers.
         """
+        # The planner knows a command that it has heard before by its token.
         command = StartRun(plan=plan, name=name, token=random_token())
-        loop = asyncio.get_running_loop()
-        patience = loop.time() + PLANNER_WAIT_S
-        while True:
-            try:
-                return (await ask(self._bus, "planner", "start", command, Started)).run
-            except (BusUnavailable, NotAcked):
-                # The planner may be starting again. If it heard us, it knows the command by its token.
-                if loop.time() > patience:
-                    raise
-            await asyncio.sleep(0.1)
+        started = await ask(
+            self._bus, "planner", "start", command, Started, patience_s=PLANNER_WAIT_S, repeatable=True
+        )
+        return started.run
 
     async def runs(self) -> list[RunSummary]:
         """All runs, oldest first."""

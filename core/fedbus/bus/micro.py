@@ -25,6 +25,7 @@ from fedbus.base.errors import (
     BusError,
     BusUnavailable,
     FedbusError,
+    NotAcked,
     RemoteContractError,
     by_code,
     describe,
@@ -175,35 +176,51 @@ async def ask(
     answer: type[A],
     timeout_s: float = 10.0,
     patience_s: float = 0.0,
+    *,
+    repeatable: bool = False,
 ) -> A:
     """Send a command and return its answer.
 
     A service that nobody serves yet may just be starting: it is tried for `patience_s` seconds.
 
+    Args:
+        bus: the connection.
+        service: which.
+        verb: its command.
+        request: what is sent.
+        answer: what comes back.
+        timeout_s: how long the service may take.
+        patience_s: how long to try again.
+        repeatable: the command may be sent twice; so it is tried again also where it may have been heard.
+
     Raises:
-        BusUnavailable: the service does not run.
+        BusUnavailable: the service does not run, or the connection broke.
+        NotAcked: it did not answer in time.
         FedbusError: what the service answered, as the same class.
     """
-    loop = asyncio.get_running_loop()
+    loop, subject = asyncio.get_running_loop(), subjects.api(service, verb)
     ends, data = loop.time() + patience_s, request.model_dump_json().encode()
     while True:
         try:
-            reply = await bus.request(subjects.api(service, verb), data, timeout_s=timeout_s)
-            break
-        except BusUnavailable as error:
-            if "nobody serves" not in error.message:
-                raise
-            if loop.time() >= ends:
+            return _read(await bus.request(subject, data, timeout_s=timeout_s), subject, answer)
+        except (BusUnavailable, NotAcked) as error:
+            # A service may answer so too: the broker does not serve it while it reads its accounts anew.
+            unserved, over = error.message.endswith(f"nobody serves {subject}"), loop.time() >= ends
+            if unserved and over:
                 hint = f"start it: fedbus up, or python -m fedbus_{service}"
                 raise BusUnavailable(f"the {service} does not answer", hint=hint) from error
+            if over or not (unserved or repeatable):
+                raise
         await asyncio.sleep(0.1)
+
+
+def _read(reply: Message, subject: str, answer: type[A]) -> A:
     try:
         return answer.model_validate_json(reply.data)
     except ValidationError as invalid:
         try:
             body = ErrorReport.model_validate_json(reply.data).error
         except ValidationError:
-            raise RemoteContractError(
-                f"{service} answered {verb} with something else: {describe(invalid)}"
-            ) from None
+            said = f"{subject} was answered with something else: {describe(invalid)}"
+            raise RemoteContractError(said) from None
     raise by_code(body.code, body.message, body.hint)
