@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, get_args
 
 from fedbus_schemas.plan import Plan
 from pydantic import BaseModel, ValidationError
 
-from fedbus.base.errors import PlanRefused, describe
+from fedbus.base.errors import PlanRefused, RoundError, UnknownName, describe
 from fedbus.codec import codecs
 from fedbus.rounds.close import resolve
 from fedbus.selection import selections
@@ -15,6 +17,8 @@ from fedbus.strategies import strategies
 from fedbus.tasks.load import installed, load_class
 from fedbus.tasks.params import build_params
 from fedbus.tasks.partition import PARTITIONERS
+
+_REFUSED = "plan refused: "
 
 
 def read_plan(values: dict[str, Any]) -> Plan:
@@ -26,7 +30,7 @@ def read_plan(values: dict[str, Any]) -> Plan:
     try:
         return Plan.model_validate(values)
     except ValidationError as error:
-        raise PlanRefused(f"plan refused: {describe(error, _keys(Plan))}") from error
+        raise PlanRefused(_REFUSED + describe(error, _keys(Plan))) from error
 
 
 def admit(plan: Plan) -> None:
@@ -34,46 +38,69 @@ def admit(plan: Plan) -> None:
 
     Raises:
         UnknownName: a strategy, codec or selection does not exist; names the nearest.
-        PlanRefused: a combination cannot work.
+        PlanRefused: a combination cannot work, or several things are wrong: all of them are named.
     """
-    strategies.build(plan.strategy.name, plan.strategy.params)
-    selections.get(plan.cohort.select)
-    for way in (plan.codec.up, plan.codec.down):
-        codecs.build(way.name, way.params)
-    if plan.data is not None:
-        if plan.data.partition not in PARTITIONERS:
-            known = ", ".join(sorted(PARTITIONERS))
-            raise PlanRefused(
-                f"plan refused: data.partition: no partitioner {plan.data.partition!r}; known: {known}"
-            )
-        if plan.data.parts < plan.cohort.min:
-            raise PlanRefused(
-                f"plan refused: data.parts is {plan.data.parts}, but cohort.min is {plan.cohort.min}: "
-                "each worker needs a part of its own"
-            )
-    task = installed().get(plan.task)
-    if task is not None:
-        # A task that is installed on the workers only is checked there, before it trains.
+    found = list(_refusals(plan))
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        said = [error.message.removeprefix(_REFUSED) for error in found]
+        hints = [error.hint for error in found if error.hint]
+        raise PlanRefused(_REFUSED + "; ".join(said), hint="; ".join(hints) or None)
+
+
+def _refusals(plan: Plan) -> Iterator[RoundError]:
+    """Everything that is wrong with a plan."""
+    plugins: list[Callable[[], object]] = [
+        partial(strategies.build, plan.strategy.name, plan.strategy.params),
+        partial(selections.get, plan.cohort.select),
+        partial(codecs.build, plan.codec.up.name, plan.codec.up.params),
+        partial(codecs.build, plan.codec.down.name, plan.codec.down.params),
+    ]
+    for check in plugins:
         try:
-            build_params(load_class(task), plan.train)
-        except ImportError:
-            pass  # so is one whose libraries are installed on the workers only
-        except (ValueError, LookupError) as error:
-            raise PlanRefused(f"plan refused: train: {error}") from error
-    _admit_close(plan)
+            check()
+        except (UnknownName, PlanRefused) as error:
+            yield error
+    for reason in (*_of_data(plan), *_of_training(plan), *_of_closing(plan)):
+        yield PlanRefused(_REFUSED + reason)
 
 
-def _admit_close(plan: Plan) -> None:
-    target, quorum, smallest = plan.close.target, plan.close.quorum, plan.cohort.min
-    if isinstance(quorum, int) and quorum > smallest:
-        raise PlanRefused(
-            f"plan refused: close.quorum {quorum} cannot be met with cohort.min {smallest} workers"
+def _of_data(plan: Plan) -> Iterator[str]:
+    if plan.data is None:
+        return
+    if plan.data.partition not in PARTITIONERS:
+        known = ", ".join(sorted(PARTITIONERS))
+        yield f"data.partition: no partitioner {plan.data.partition!r}; known: {known}"
+    if plan.data.parts < plan.cohort.min:
+        yield (
+            f"data.parts is {plan.data.parts}, but cohort.min is {plan.cohort.min}: "
+            "each worker needs a part of its own"
         )
+
+
+def _of_training(plan: Plan) -> Iterator[str]:
+    task = installed().get(plan.task)
+    if task is None:
+        return  # a task that is installed on the workers only is checked there, before it trains
+    try:
+        build_params(load_class(task), plan.train)
+    except ImportError:
+        pass  # so is one whose libraries are installed on the workers only
+    except (ValueError, LookupError) as error:
+        yield f"train: {error}"
+
+
+def _of_closing(plan: Plan) -> Iterator[str]:
+    target, quorum, smallest = plan.close.target, plan.close.quorum, plan.cohort.min
+    unmet = isinstance(quorum, int) and quorum > smallest
+    if unmet:
+        yield f"close.quorum {quorum} cannot be met with cohort.min {smallest} workers"
     if type(quorum) is type(target) and quorum > target and "quorum" in plan.close.model_fields_set:
-        raise PlanRefused(f"plan refused: close.quorum {quorum} is above close.target {target}")
-    if isinstance(quorum, int) and quorum > resolve(target, smallest):
-        raise PlanRefused(
-            f"plan refused: close.quorum {quorum} is above close.target {target}, "
+        yield f"close.quorum {quorum} is above close.target {target}"
+    elif isinstance(quorum, int) and not unmet and quorum > resolve(target, smallest):
+        yield (
+            f"close.quorum {quorum} is above close.target {target}, "
             f"which is {resolve(target, smallest)} of {smallest} workers"
         )
 

@@ -101,6 +101,27 @@ def test_what_cannot_work_is_refused(values: dict[str, Any], says: str) -> None:
     assert says in _refusal({"task": "digits"} | values).message
 
 
+def test_all_that_is_wrong_is_named_at_once() -> None:
+    values = {
+        "strategy": "fedavgg",
+        "codec": {"up": "int9"},
+        "data": {"partition": "irid", "parts": 2},
+        "cohort": {"min": 3},
+        "train": {"lrr": 0.1},
+        "close": {"quorum": 5},
+    }
+    error = _refusal({"task": "digits"} | values)
+    assert error.message == (
+        "plan refused: unknown strategy 'fedavgg'; did you mean 'fedavg'?; "
+        "unknown codec 'int9'; did you mean 'int8'?; "
+        "data.partition: no partitioner 'irid'; known: by-label, dirichlet, iid, shards; "
+        "data.parts is 2, but cohort.min is 3: each worker needs a part of its own; "
+        "train: lrr: unknown key; did you mean 'lr'?; "
+        "close.quorum 5 cannot be met with cohort.min 3 workers"
+    )
+    assert error.hint == "known strategies: fedavg; known codecs: bf16, dense, int8"
+
+
 @pytest.mark.parametrize(
     "values",
     [
