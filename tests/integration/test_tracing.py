@@ -18,6 +18,8 @@ from fedbus.telemetry.model import Span, SpanRef
 from fedbus.telemetry.spans import step
 from fedbus.telemetry.stored import read_spans
 from fedbus.telemetry.tracer import Tracer
+from fedbus_schemas import subjects
+from fedbus_schemas.messages import Announcement
 from rich.console import Console
 from support.federation import Parties, federation
 from support.natsd import broker
@@ -96,6 +98,54 @@ async def test_a_failing_task_says_why_in_its_span(
         assert any(
             line.startswith("train of f1: ") and "the disk of this host is gone" in line for line in lines
         )
+
+
+async def test_a_task_that_counted_did_not_fail_though_its_round_was_closed_first(
+    credentials: Callable[[str], Credentials], tmp_path: Path
+) -> None:
+    """The aggregator hears of a manifest, and the planner closes the round, before the worker has its ack."""
+    closed = asyncio.Event()
+
+    class Late(Bus):
+        """A worker's connection on which the ack of its manifest comes behind the end of the round."""
+
+        async def request(self, subject: str, data: bytes = b"", **more: Any) -> Message:
+            answer = await super().request(subject, data, **more)
+            if subject.startswith("fb.update.overtaken.1.") and subject.endswith(".manifest"):
+                await closed.wait()
+                for _ in range(20):
+                    await self.flush()  # what it was told before is heard by now
+            return answer
+
+    def hear(message: Message) -> None:
+        news = Announcement.model_validate_json(message.data)
+        if (news.run, news.round, news.state) == ("overtaken", 1, "closed"):
+            closed.set()
+
+    async with federation(credentials, tmp_path, workers=[]) as parties:
+        await parties.operator.subscribe(subjects.ALL_ANNOUNCEMENTS, hear)
+        await parties.join("late", connection=Late)
+        run = await parties.start({"cohort": {"min": 1}}, "overtaken")
+        report = await parties.finished(run)
+        assert report.rounds[0].accepted == 1
+        found = await stored(parties, run, 1, "round", "task", "upload")
+        assert {span.name: span.error for span in found if span.error} == {}
+
+
+async def test_a_task_that_did_not_count_was_stopped_with_its_round(
+    credentials: Callable[[str], Credentials], tmp_path: Path
+) -> None:
+    async with federation(credentials, tmp_path, workers=[]) as parties:
+        training = asyncio.Event()
+        await parties.api.hear_progress(lambda p: training.set() if p.phase == "train" and p.round else None)
+        await parties.join("slow")
+        run = await parties.start({"cohort": {"min": 1}, "train": {"seconds": 60.0}}, "stopped")
+        await training.wait()
+        await parties.api.abort(run)
+        await parties.ended(run)
+        found = await stored(parties, run, 1, "round", "task", "train")
+        (task,) = [span for span in found if span.name == "task"]
+        assert task.error == "CancelledError: the round is over"
 
 
 async def test_spans_wait_for_a_broker_that_is_away(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ from fedbus_worker.work import Work
 log = logging.getLogger(__name__)
 
 PROGRESS_S = 0.5  # at most two progress messages a second
+ACK_S = 1.0  # to hear that an update is stored which counts already
 
 
 class Agent:
@@ -105,7 +106,7 @@ class Agent:
                 await self._wake.wait()
                 self._wake.clear()
         finally:
-            await self._stop_current()
+            await self._stop_current("the worker ends")
             for task in (beating, telling):
                 task.cancel()
             await asyncio.gather(beating, telling, return_exceptions=True)
@@ -240,16 +241,18 @@ class Agent:
         self._progress = self._tell(assignment, "train", 0.0, failed=reason[:2000])
         self._news.set()
 
-    async def _stop_current(self) -> None:
+    async def _stop_current(self, why: str = "the round is over") -> None:
         if self._current is None:
             return
         assignment, task = self._current
-        task.cancel()
+        if self._announced.counted(assignment.ref):
+            # Others heard of our manifest before we had its ack, which comes any moment.
+            await asyncio.wait([task], timeout=ACK_S)
+        if task.cancel(why):
+            about = {"run": assignment.ref.run, "round": assignment.ref.number}
+            log.info("stopped: %s", why, extra=about)
         await asyncio.gather(task, return_exceptions=True)
         self._current = self._progress = None
-        log.info(
-            "stopped: the round is over", extra={"run": assignment.ref.run, "round": assignment.ref.number}
-        )
 
     # What is told
 
