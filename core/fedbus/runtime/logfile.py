@@ -21,12 +21,12 @@ def put_aside(path: Path) -> None:
     """Move the end of a log to `<name>.log.old`, in place of an older one, and let the process begin anew.
 
     The process keeps its descriptor, so the file is emptied and not renamed; it was opened to append. What
-    is written in between is lost.
+    is written between the reading and the emptying is lost.
     """
     end = tail(path, MOST_LOG_BYTES)
-    with suppress(OSError):  # a full disk: the log must shrink all the same
-        path.with_suffix(".log.old").write_bytes(end)
     os.truncate(path, 0)
+    with suppress(OSError):  # a full disk: the log has shrunk all the same
+        path.with_suffix(".log.old").write_bytes(end)
 
 
 def tail(path: Path, size: int) -> bytes:
