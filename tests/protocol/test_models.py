@@ -35,6 +35,7 @@ async def publish(bus: Bus, values: Vector) -> tuple[ModelManifest, int]:
     return await publish_model(
         bus,
         encoded(values),
+        run="model",
         round=1,
         parent=None,
         codec="dense",

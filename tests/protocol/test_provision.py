@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fedbus.base.errors import AuthRefused, ServerTooOld
 from fedbus.bus import Bus
+from fedbus.bus.lean import LeanLink
 from fedbus.bus.provision import (
     ANNOUNCEMENT_TTL_S,
     OLDEST_SERVER,
@@ -149,10 +150,9 @@ async def test_only_the_planner_provisions(stack: Stack) -> None:
 async def test_an_old_server_is_refused(stack: Stack) -> None:
     async with parties(stack, "planner") as (planner,):
         check_server(planner)
-        server = planner.client._current_server
-        assert server is not None
+        assert isinstance(planner.link, LeanLink)
         for version, accepted in (("2.11.9", False), ("2.12.0", True), ("3.0.0", True), ("2.9.0", False)):
-            server.server_version = version
+            planner.link._info["version"] = version
             if accepted:
                 check_server(planner)
             else:

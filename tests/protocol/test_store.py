@@ -157,6 +157,7 @@ async def test_everything_is_stored_once_though_the_broker_dies_twice(tmp_path: 
             own.kill()
             await asyncio.to_thread(own.restart)
         await sending
+        await aggregator.wait_up()
         names = [f"{where}{i}" for i in range(count)]
         assert sorted(stored) == sorted(names)
         assert await list_subjects(aggregator, UPDATES, f"{where}*") == dict.fromkeys(names, 1)

@@ -25,8 +25,7 @@ class Heard:
     def __init__(self, limit: int = 1 << 20) -> None:
         self.messages: list[Got] = []
         self.controls: list[tuple[bytes, bytes]] = []
-        self.reader = wire.Reader(self._message, lambda verb, rest: self.controls.append((verb, rest)))
-        self.reader.limit = limit
+        self.reader = wire.Reader(self._message, lambda *told: self.controls.append(told), limit)
 
     def _message(self, sid: int, subject: str, reply: str, block: bytes, data: wire.Payload) -> None:
         self.messages.append(Got(sid, subject, reply, block, bytes(data)))

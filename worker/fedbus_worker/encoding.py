@@ -6,21 +6,20 @@ The upload may follow it chunk by chunk; what it needs to know is here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 
-from fedbus.base.clock import random_token
 from fedbus.base.errors import FedbusError, PayloadTooLarge
 from fedbus.bus.modelfile import read_vector
 from fedbus.bus.threads import apart
 from fedbus.codec.chunk import chunk_digest
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid
-from fedbus.tasks.task import Trained
-from fedbus_schemas.update import TensorSpec, UpdateManifest
+from fedbus_schemas.update import UpdateManifest
 
 from fedbus_worker.assignments import Assignment
-from fedbus_worker.spool import Spool, SpooledUpdate
+from fedbus_worker.spool import Spool, SpooledTraining, SpooledUpdate
 
+QUICK_BYTES = 4 << 20
 Seat = tuple[str, int, str, str, str]  # run, round, worker, node, attempt: what names an update's messages
 
 
@@ -34,25 +33,26 @@ class Encoding:
     Args:
         assignment: what it is for.
         spool: where `delta` is, and where the chunks go.
-        table: of the model.
-        trained: what the task said of its work.
+        trained: what the task said of its work. Encoding it again gives the same bytes.
     """
 
-    def __init__(
-        self, assignment: Assignment, spool: Spool, table: Sequence[TensorSpec], trained: Trained
-    ) -> None:
-        self.grid = Grid.of(table)
+    def __init__(self, assignment: Assignment, spool: Spool, trained: SpooledTraining) -> None:
+        self.grid = Grid.of(trained.table)
         self.sizes: list[int] = []  # of the chunks that are encoded
         news, member = assignment.announcement, assignment.member
-        self.attempt = random_token()
+        self.attempt = trained.attempt
         self.seat: Seat = (news.run, news.round, member.worker, member.node, self.attempt)
         self._news = news
         self._spool = spool
-        self._table = list(table)
         self._trained = trained
         self._digests: list[str] = []
         self._grown = asyncio.Event()
         self._stopped = False
+
+    @property
+    def is_small(self) -> bool:
+        """Whether encoding takes no time worth speaking of."""
+        return self.grid.bytes <= QUICK_BYTES
 
     def stop(self) -> None:
         """Give it up after the chunk that is being encoded."""
@@ -114,7 +114,6 @@ class Encoding:
                 self._digests.append(chunk_digest(data))
                 self.sizes.append(len(data))
                 grew()
-        self._spool.delta.unlink()
         run, round_, worker, node, attempt = self.seat
         manifest = UpdateManifest(
             run=run,
@@ -126,13 +125,14 @@ class Encoding:
             base=self._news.base,
             codec=plan.codec.up.name,
             num_examples=self._trained.num_examples,
-            metrics=dict(self._trained.metrics),
+            metrics=self._trained.metrics,
             chunks=self._digests,
             size_bytes=weight,
-            table=None if self._news.base else self._table,
+            table=None if self._news.base else self._trained.table,
         )
         update = SpooledUpdate(manifest=manifest, sizes=self.sizes)
         self._spool.save(update)
+        self._spool.delta.unlink()
         return update
 
 

@@ -1,9 +1,9 @@
 """An encoded update on disk, until its round has ended: a restart resumes at the chunk it had.
 
-A folder per assignment holds `chunks` (all chunks, back to back), `update.json` (what the
-manifest will say; written last, so it means "encoded"), `stored` (a byte for each
-acknowledged chunk) and `sent` (the manifest is acknowledged). The bytes that are sent again
-are the same bytes.
+A folder per assignment holds `delta.f32` and `trained.json` (until all is encoded), `chunks`
+(all chunks, back to back), `update.json` (what the manifest will say; written last, so it means
+"encoded"), `stored` (a byte for each acknowledged chunk) and `sent` (the manifest is
+acknowledged). The bytes that are sent again are the same bytes.
 
 Nothing here is synced to the disk: a kill of the worker loses no write, and what a power
 cut damages is noticed by `intact` and made anew.
@@ -14,12 +14,15 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from typing import TypeVar
 
 from fedbus.bus.threads import apart
-from fedbus_schemas.base import Wire
+from fedbus_schemas.base import Metrics, Token, Wire
 from fedbus_schemas.ids import RoundRef
-from fedbus_schemas.update import UpdateManifest
+from fedbus_schemas.update import TensorSpec, UpdateManifest
 from pydantic import ValidationError
+
+W = TypeVar("W", bound=Wire)
 
 
 class SpooledUpdate(Wire):
@@ -29,13 +32,23 @@ class SpooledUpdate(Wire):
     sizes: list[int]
 
 
+class SpooledTraining(Wire):
+    """What `trained.json` keeps: with `delta.f32` it can be encoded again, as the same bytes."""
+
+    attempt: Token
+    table: list[TensorSpec]
+    num_examples: int
+    metrics: Metrics
+    boot: str | None
+
+
 class Spool:
     """One assignment's folder. One process owns it, and reads `update.json` once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.update = self._load()
+        self.update = self._load("update.json", SpooledUpdate)
         self.sent = (folder / "sent").exists()
 
     @property
@@ -48,19 +61,39 @@ class Spool:
         """The encoded chunks, back to back."""
         return self.folder / "chunks"
 
-    def _load(self) -> SpooledUpdate | None:
+    def save(self, update: SpooledUpdate) -> None:
+        """Write `update.json`, whole or not at all."""
+        self._write("update.json", update)
+        self.update = update
+
+    def save_training(self, trained: SpooledTraining) -> None:
+        """Write `trained.json`: from now on a restart need not train again."""
+        self._write("trained.json", trained)
+
+    def training(self) -> SpooledTraining | None:
+        """What was trained and not encoded to its end, if `delta` is still what the trainer wrote.
+
+        It is not synced: after a power cut nobody could tell, so it counts until the machine starts again.
+        """
+        found = self._load("trained.json", SpooledTraining)
+        if found is None or found.boot is None or found.boot != boot_id():
+            return None
+        size = 4 * sum(tensor.size for tensor in found.table)
         try:
-            return SpooledUpdate.model_validate_json((self.folder / "update.json").read_bytes())
+            return found if self.delta.stat().st_size == size else None
+        except FileNotFoundError:
+            return None
+
+    def _load(self, name: str, kind: type[W]) -> W | None:
+        try:
+            return kind.model_validate_json((self.folder / name).read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
 
-    def save(self, update: SpooledUpdate) -> None:
-        """Write `update.json`, whole or not at all."""
-        path = self.folder / "update.json"
-        temporary = path.with_suffix(".new")
-        temporary.write_text(update.model_dump_json())
-        temporary.replace(path)
-        self.update = update
+    def _write(self, name: str, value: Wire) -> None:
+        temporary = (self.folder / name).with_suffix(".new")
+        temporary.write_text(value.model_dump_json())
+        temporary.replace(self.folder / name)
 
     def mark_sent(self) -> None:
         """The manifest is acknowledged: nothing is left to do but to wait for the round's end."""
@@ -77,7 +110,7 @@ class Spool:
 
     def restart(self) -> None:
         """Forget what was stored of an earlier attempt: another encoding follows."""
-        for name in ("sent", "stored", "update.json"):
+        for name in ("sent", "stored", "update.json", "trained.json"):
             (self.folder / name).unlink(missing_ok=True)
         self.update, self.sent = None, False
 
@@ -135,6 +168,14 @@ class Spools:
         """Delete an assignment's files."""
         if spool := self._open.pop(key, None):
             await apart(spool.update.manifest.size_bytes if spool.update else 0, spool.remove)
+
+
+def boot_id() -> str | None:
+    """Names the time since this machine started; None where the system does not say (macOS)."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
 
 
 def _ref(name: str) -> RoundRef | None:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from pathlib import Path
 
+from fedbus.base.clock import random_token
 from fedbus.bus import Bus
 from fedbus.bus.modelcache import ModelCache
 from fedbus.bus.store import Publisher
@@ -21,7 +22,7 @@ from fedbus_schemas.update import EvaluationReport, TensorSpec, UpdateManifest
 from fedbus_worker.assignments import Assignment
 from fedbus_worker.encoding import Encoding, Seat, seat_of
 from fedbus_worker.scoring import Scoring
-from fedbus_worker.spool import Spool, SpooledUpdate, Spools
+from fedbus_worker.spool import Spool, SpooledTraining, SpooledUpdate, Spools, boot_id
 
 Report = Callable[[Phase, float], None]
 log = logging.getLogger(__name__)
@@ -98,12 +99,16 @@ class Work:
             log.warning("the spooled update is damaged, and made anew", extra={"run": assignment.ref.run})
             update = None
         if update is None:
-            spool.restart()
-            if self.is_score_wanted(assignment):
-                with step("evaluate"):
-                    await self.score(assignment, report)
-            table, trained = await self._train(assignment, spool, report)
-            encoding = Encoding(assignment, spool, table, trained)
+            trained = spool.training()
+            if trained is None:
+                spool.restart()
+                if self.is_score_wanted(assignment):
+                    with step("evaluate"):
+                        await self.score(assignment, report)
+                trained = await self._train(assignment, spool, report)
+            encoding = Encoding(assignment, spool, trained)
+            if not encoding.is_small:
+                spool.save_training(trained)
             update = await self._encode_and_upload(spool, encoding, report)
         else:
             await self._upload_all(spool, update, report)
@@ -112,16 +117,14 @@ class Work:
         spool.mark_sent()
         return update
 
-    async def _train(
-        self, assignment: Assignment, spool: Spool, report: Report
-    ) -> tuple[Sequence[TensorSpec], Trained]:
+    async def _train(self, assignment: Assignment, spool: Spool, report: Report) -> SpooledTraining:
         plan, base = assignment.announcement.plan, assignment.announcement.base
         if base is None:
             report("train", 0.0)
             # The plan's own seed: every member makes the same first model.
             with step("train"):
                 table = await self._trainer.init(plan.task, plan.train, plan.seed, spool.delta)
-            return table, Trained(num_examples=1)
+            return _trained(table, Trained(num_examples=1))
         report("download", 0.0)
         with step("download") as span:
 
@@ -144,7 +147,7 @@ class Work:
                 lambda fraction: report("train", fraction),
             )
             span.attributes["examples"] = trained.num_examples
-        return model.table, trained
+        return _trained(model.table, trained)
 
     async def _encode_and_upload(self, spool: Spool, encoding: Encoding, report: Report) -> SpooledUpdate:
         """Encode, and upload meanwhile what is encoded."""
@@ -158,7 +161,7 @@ class Work:
 
         encoded = asyncio.create_task(encode())
         try:
-            if len(encoding.grid.spans) == 1:
+            if encoding.is_small:
                 await self._upload_all(spool, await asyncio.shield(encoded), report)
             else:
                 with step("upload", attempt=encoding.attempt) as span:
@@ -218,6 +221,16 @@ class Work:
     async def _send_manifest(self, manifest: UpdateManifest, report: Report) -> None:
         await Publisher(self._bus).put(subjects.update(*seat_of(manifest), "manifest"), manifest.pack())
         report("upload", 1.0)
+
+
+def _trained(table: list[TensorSpec], trained: Trained) -> SpooledTraining:
+    return SpooledTraining(
+        attempt=random_token(),
+        table=table,
+        num_examples=trained.num_examples,
+        metrics=dict(trained.metrics),
+        boot=boot_id(),
+    )
 
 
 async def _each(indices: Sequence[int]) -> AsyncGenerator[int]:

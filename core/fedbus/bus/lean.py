@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 
 # Bytes that may wait in this process before a publish waits.
 UNSENT_BYTES = 2 << 20
-# What a message may have beyond the broker's limit: headers that the broker itself adds.
-ADDED_HEADERS = 64 << 10
 
 
 class LeanLink(Link, asyncio.BufferedProtocol):
@@ -175,7 +173,6 @@ class LeanLink(Link, asyncio.BufferedProtocol):
         elif verb == b"INFO":
             # The broker repeats it when its cluster changes.
             self._info = dict(json.loads(rest))
-            self._reader.limit = int(self._info["max_payload"]) + ADDED_HEADERS
             if not self._greeted.done():
                 self._greeted.set_result(None)
         elif verb == b"-ERR":

@@ -17,6 +17,8 @@ OnMessage = Callable[[int, str, str, bytes, Payload], None]
 OnControl = Callable[[bytes, bytes], None]
 
 BUFFER = 64 << 10
+# Clients may send max_payload at most, 1 MiB by default; the broker's own answers are longer at times.
+MOST_BYTES = 64 << 20
 LARGE = 32 << 10  # from here on a payload has a buffer of its own
 LONG_HEADERS = 4 << 10  # headers above this are received with the payload, and cut off afterwards
 END = b"\r\n"
@@ -37,10 +39,11 @@ class Reader:
     Args:
         on_message: called with subscription id, subject, reply subject, header block and payload.
         on_control: called with a verb, such as `PING`, and the rest of its line.
+        limit: bytes of headers and payload that one message may have.
     """
 
-    def __init__(self, on_message: OnMessage, on_control: OnControl) -> None:
-        self.limit = 1 << 20  # bytes of headers and payload that one message may have
+    def __init__(self, on_message: OnMessage, on_control: OnControl, limit: int = MOST_BYTES) -> None:
+        self.limit = limit
         self._on_message = on_message
         self._on_control = on_control
         self._head = bytearray(BUFFER)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from fedbus.codec.chunk import chunk_digest
 from fedbus_schemas.ids import RoundRef
-from fedbus_schemas.update import UpdateManifest
-from fedbus_worker.spool import Spool, SpooledUpdate, Spools
+from fedbus_schemas.update import TensorSpec, UpdateManifest
+from fedbus_worker import spool as spools
+from fedbus_worker.spool import Spool, SpooledTraining, SpooledUpdate, Spools, boot_id
 from hypothesis import given
 from hypothesis import strategies as st
 from support.rounds import digest
@@ -66,6 +67,27 @@ def test_another_attempt_begins_with_nothing(tmp_path: Path) -> None:
     spool.restart()
     for each in (spool, Spool(spool.folder)):
         assert (each.update, each.sent, each.stored()) == (None, False, set())
+
+
+def test_what_was_trained_need_not_be_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(tmp_path / "run.1.0")
+    table = [TensorSpec(name="w", shape=(3,), dtype="float32")]
+    trained = SpooledTraining(
+        attempt="a1", table=table, num_examples=2, metrics={"loss": 0.5}, boot=boot_id()
+    )
+    spool.save_training(trained)
+    assert spool.training() is None, "there is no difference yet"
+    spool.delta.write_bytes(bytes(12))
+    assert Spool(spool.folder).training() == trained
+    spool.delta.write_bytes(bytes(8))
+    assert spool.training() is None, "it is cut off"
+    spool.delta.write_bytes(bytes(12))
+    monkeypatch.setattr(spools, "boot_id", lambda: "the machine was started again")
+    assert spool.training() is None, "a power cut may have damaged it"
+    monkeypatch.undo()
+    assert spool.training() == trained
+    spool.restart()
+    assert spool.training() is None
 
 
 async def test_the_index_follows_what_is_opened_and_forgotten(tmp_path: Path) -> None:
