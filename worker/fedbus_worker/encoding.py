@@ -79,19 +79,24 @@ class Encoding:
         finally:
             self._grown.set()
 
-    async def indices(self, encoded: asyncio.Task[SpooledUpdate]) -> AsyncGenerator[int]:
-        """Each chunk's number, as soon as it is encoded.
+    async def reached(self, index: int, encoded: asyncio.Task[SpooledUpdate]) -> None:
+        """Return once a chunk is encoded.
 
         Args:
+            index: its number.
             encoded: the task in which `run` runs; its error is raised here, too.
         """
+        while len(self.sizes) <= index:
+            if encoded.done():
+                encoded.result()
+            self._grown.clear()
+            if len(self.sizes) <= index:
+                await self._grown.wait()
+
+    async def indices(self, encoded: asyncio.Task[SpooledUpdate]) -> AsyncGenerator[int]:
+        """Each chunk's number, as soon as it is encoded."""
         for index in range(len(self.grid.spans)):
-            while len(self.sizes) <= index:
-                if encoded.done():
-                    encoded.result()
-                self._grown.clear()
-                if len(self.sizes) <= index:
-                    await self._grown.wait()
+            await self.reached(index, encoded)
             yield index
 
     def _encode(self, grew: Callable[[], None]) -> SpooledUpdate:

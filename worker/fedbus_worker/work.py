@@ -164,6 +164,7 @@ class Work:
             if encoding.is_small:
                 await self._upload_all(spool, await asyncio.shield(encoded), report)
             else:
+                await encoding.reached(0, encoded)
                 with step("upload", attempt=encoding.attempt) as span:
                     ready = encoding.indices(encoded)
                     await self._send_chunks(spool, encoding.seat, encoding.sizes, ready, span)
