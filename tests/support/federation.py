@@ -287,7 +287,7 @@ async def federation(
                 # A planner learns of workers from their beats: those that come before it listens are lost.
                 await persist(operator, lambda: operator.request("$SRV.PING.planner"))
                 for _ in range(aggregators):
-                    made = await parties.add("aggregator", lambda bus: Aggregator(bus).run())
+                    made = await parties.add("aggregator", lambda bus: Aggregator(bus, folder).run())
                     parties.aggregators.append(made)
                 if evaluator:
                     await parties.add("evaluator", lambda bus: Evaluator(bus, folder).run())

@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import tempfile
 from collections import OrderedDict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +79,15 @@ class ModelCache:
         self._held.move_to_end(digest)
         os.utime(held.path)
         return held
+
+    @contextmanager
+    def making(self, name: str) -> Iterator[Path]:
+        """A file to write a model into, for `add`; what is not added is removed."""
+        part = self._folder / f"{name}.{os.getpid()}.part"
+        try:
+            yield part
+        finally:
+            part.unlink(missing_ok=True)
 
     async def add(self, digest: str, table: list[TensorSpec], part: Path) -> None:
         """Take over a file that this process has just written, and knows to be right."""
@@ -168,3 +179,13 @@ class ModelCache:
 
     def _lock_path(self, digest: str) -> Path:
         return self._folder / f"{digest}.lock"
+
+
+@contextmanager
+def model_cache(bus: Bus, folder: Path | None) -> Iterator[ModelCache]:
+    """The cache of a service: in the stack's folder, shared by all of them, or a temporary one."""
+    with ExitStack() as stack:
+        root = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedbus-models-")))
+        cache = ModelCache(bus, root / "models")
+        stack.callback(cache.close)
+        yield cache

@@ -28,6 +28,10 @@ class Framing:
         name = codec_for(span, self.name)
         return encode_chunk(span, x, name, self._codecs[name])
 
+    def is_exact(self, span: Span) -> bool:
+        """Whether a span's values come back bit for bit."""
+        return codec_for(span, self.name) == "dense"
+
     def decode(self, data: Payload, digest: str, span: Span, out: Vector) -> None:
         """A chunk's bytes into `out`, which has the span's length.
 

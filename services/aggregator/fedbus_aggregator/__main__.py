@@ -4,7 +4,7 @@ from fedbus.runtime.service import command
 
 from fedbus_aggregator.service import Aggregator
 
-main = command("aggregator", lambda bus, _: Aggregator(bus))
+main = command("aggregator", Aggregator)
 
 if __name__ == "__main__":
     main()

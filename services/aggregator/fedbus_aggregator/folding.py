@@ -7,14 +7,19 @@ write-once subjects make the same bytes, so the sum is the same to the bit.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from io import FileIO
+from pathlib import Path
 
 import numpy as np
 from fedbus.bus import Bus
-from fedbus.bus.models import publish_model, read_manifest, read_spans
+from fedbus.bus.modelcache import ModelCache
+from fedbus.bus.modelfile import read_vector, scratch_of, write_span
+from fedbus.bus.models import publish_model
 from fedbus.bus.threads import apart
 from fedbus.codec import Vector
+from fedbus.codec.chunk import chunk_digest
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import CHUNK_ELEMENTS, Grid, Span
 from fedbus.rounds.close import Attempt
@@ -24,7 +29,7 @@ from fedbus.strategies import Running, strategy
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.log import AcceptedUpdate
 from fedbus_schemas.plan import Plan
-from fedbus_schemas.update import ModelManifest, TensorSpec
+from fedbus_schemas.update import TensorSpec
 
 from fedbus_aggregator.reading import ReadUpdate, UpdateReader
 
@@ -45,14 +50,14 @@ class Corrupted(Exception):
 class Folding:
     """What an aggregator keeps in memory of one run. All of it can be lost."""
 
-    def __init__(self, bus: Bus, plan: Plan) -> None:
+    def __init__(self, bus: Bus, models: ModelCache, plan: Plan) -> None:
         self._bus = bus
+        self._models = models
         self._plan = plan
         self._reader = UpdateReader(bus, plan)
         self._strategy: Running = strategy(plan.strategy.name, plan.strategy.params)
         self._round: RoundRef | None = None
-        self._base_digest: str | None = None
-        self._base: ModelManifest | None = None
+        self._base: str | None = None
         self._table: list[TensorSpec] | None = None
         self._read: dict[str, ReadUpdate] = {}
         self._folded: list[str] = []
@@ -63,9 +68,8 @@ class Folding:
             return
         self._forget_reads()
         assert round_.opened is not None
-        self._base_digest = round_.opened.base
-        self._base = await read_manifest(self._bus, self._base_digest) if self._base_digest else None
-        self._table = self._base.table if self._base else None
+        self._base = round_.opened.base
+        self._table = (await self._models.get(self._base)).table if self._base else None
         await self._start_sum()
         self._round = ref
 
@@ -85,8 +89,7 @@ class Folding:
         known = next((r for r in self._read.values() if _attempt(r.entry) == attempt), None)
         if known is not None:
             return known.entry
-        table = self._base.table if self._base else None
-        read = await self._reader.read(ref, attempt, round_, table)
+        read = await self._reader.read(ref, attempt, round_, self._table if self._base else None)
         if isinstance(read, Refusal):
             return read
         self._read[read.entry.key] = read
@@ -133,40 +136,47 @@ class Folding:
     async def publish(self, ref: RoundRef) -> tuple[str, int]:
         """Publish base plus mean update as the next model; return its digest and its bytes on the wire."""
         assert self._table is not None
-        async with aclosing(self._model_chunks(self._table)) as chunks:
-            manifest, size = await publish_model(
-                self._bus,
-                chunks,
-                run=ref.run,
-                round=ref.number,
-                parent=self._base_digest,
-                codec=self._plan.codec.down.name,
-                table=self._table,
-            )
-        return manifest.digest(), size
+        base = (await self._models.get(self._base)).path if self._base else None
+        with self._models.making(ref.run) as made:
+            async with aclosing(self._model_chunks(Grid.of(self._table), base, made)) as chunks:
+                manifest, size = await publish_model(
+                    self._bus,
+                    chunks,
+                    run=ref.run,
+                    round=ref.number,
+                    parent=self._base,
+                    codec=self._plan.codec.down.name,
+                    table=self._table,
+                )
+            # The next round begins with it: nobody here has to download what was just made.
+            digest = manifest.digest()
+            await self._models.add(digest, self._table, made)
+        return digest, size
 
-    async def _model_chunks(self, table: list[TensorSpec]) -> AsyncGenerator[bytes]:
-        grid = Grid.of(table)
-        scratch = np.zeros(min(CHUNK_ELEMENTS, grid.size), np.float32)
-
-        def place(span: Span) -> Vector:
-            return scratch[: span.count]
-
-        base = read_spans(self._bus, self._base, place) if self._base else _zeros(grid, place)
+    async def _model_chunks(self, grid: Grid, base: Path | None, made: Path) -> AsyncGenerator[bytes]:
         framing = Framing(self._plan.codec.down.name, self._plan.codec.down.params)
-        mean = np.empty_like(scratch)
-        async with aclosing(base) as spans:
-            async for span, values in spans:
-                out = mean[: span.count]
-                yield await apart(values.nbytes, self._seal, span, values, out, framing)
+        mean = scratch_of(grid)
+        spans = read_vector(base, grid) if base else _zeros(grid)
+        with made.open("wb", buffering=0) as file:
+            for _ in grid.spans:
+                yield await apart(4 * mean.size, self._seal, spans, mean, framing, file)
 
-    def _seal(self, span: Span, values: Vector, mean: Vector, framing: Framing) -> bytes:
-        self._strategy.finish(span.offset, mean)
-        mean += values
-        return framing.encode(span, mean)
+    def _seal(
+        self, spans: Iterator[tuple[Span, Vector]], mean: Vector, framing: Framing, file: FileIO
+    ) -> bytes:
+        """Encode the next span of the model, and write it down as whoever decodes it will have it."""
+        span, values = next(spans)
+        out = mean[: span.count]
+        self._strategy.finish(span.offset, out)
+        out += values
+        data = framing.encode(span, out)
+        if not framing.is_exact(span):
+            framing.decode(data, chunk_digest(data), span, out)
+        write_span(file.fileno(), span, out)
+        return data
 
     async def _read_again(self, ref: RoundRef, update: AcceptedUpdate, round_: Round) -> ReadUpdate:
-        table = self._base.table if self._base else None
+        table = self._table if self._base else None
         read = await self._reader.read(ref, _attempt(update), round_, table, again=True)
         if isinstance(read, Refusal):
             raise Corrupted(update, read)
@@ -193,6 +203,7 @@ def _attempt(update: AcceptedUpdate) -> Attempt:
     return update.worker, update.node, update.attempt
 
 
-async def _zeros(grid: Grid, place: Callable[[Span], Vector]) -> AsyncGenerator[tuple[Span, Vector]]:
+def _zeros(grid: Grid) -> Iterator[tuple[Span, Vector]]:
+    zeros = np.zeros(max(span.count for span in grid.spans), np.float32)
     for span in grid.spans:
-        yield span, place(span)
+        yield span, zeros[: span.count]

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from pathlib import Path
 
 from fedbus.base.clock import Clock, SystemClock
 from fedbus.base.errors import BusError, RemoteContractError
 from fedbus.base.setbacks import Setbacks
 from fedbus.bus import Bus, Message
 from fedbus.bus.log import RESYNC_S, RoundLog
+from fedbus.bus.modelcache import model_cache
 from fedbus.bus.runs import Runs
 from fedbus.bus.store import last_seq, list_subjects, persist
 from fedbus.rounds.close import Attempt
@@ -31,13 +33,20 @@ log = logging.getLogger(__name__)
 
 
 class Aggregator:
-    """Serves every round that is open or closing."""
+    """Serves every round that is open or closing.
 
-    def __init__(self, bus: Bus, clock: Clock | None = None) -> None:
+    Args:
+        bus: the connection.
+        folder: where the stack keeps its files; the latest models are kept here.
+        clock: the machine's by default.
+    """
+
+    def __init__(self, bus: Bus, folder: Path | None = None, clock: Clock | None = None) -> None:
         self._bus = bus
         self._clock = clock or SystemClock()
         self._runs = Runs(bus)
         self._log = RoundLog(bus, lambda _: self._wake.set())
+        self._folder = folder
         self._foldings: dict[str, Folding] = {}
         self._stored: dict[RoundRef, dict[Attempt, None]] = {}  # manifests seen, in order of arrival
         self._unlisted: set[RoundRef] = set()
@@ -48,6 +57,10 @@ class Aggregator:
 
     async def run(self) -> None:
         """Take up what is open, then hear and act until cancelled."""
+        with model_cache(self._bus, self._folder) as self._models:
+            await self._run()
+
+    async def _run(self) -> None:
         try:
             self._tracer.start()
             await self._log.start(await persist(self._bus, self._first_open))
@@ -224,7 +237,7 @@ class Aggregator:
     async def _folding(self, ref: RoundRef) -> Folding:
         if ref.run not in self._foldings:
             record, _ = await self._runs.get(ref.run)
-            self._foldings[ref.run] = Folding(self._bus, record.plan)
+            self._foldings[ref.run] = Folding(self._bus, self._models, record.plan)
         return self._foldings[ref.run]
 
     def _forget(self, ref: RoundRef) -> None:

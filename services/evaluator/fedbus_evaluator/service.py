@@ -13,7 +13,6 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from fedbus.base.clock import Clock, SystemClock
 from fedbus.base.errors import (
     CodecError,
@@ -27,10 +26,9 @@ from fedbus.base.setbacks import Setbacks
 from fedbus.bus import Bus, Message
 from fedbus.bus.log import RESYNC_S, RoundLog, read_round
 from fedbus.bus.micro import serve
-from fedbus.bus.models import load_model, read_manifest
+from fedbus.bus.modelcache import ModelCache, model_cache
 from fedbus.bus.runs import Runs
 from fedbus.bus.store import last_seq, persist
-from fedbus.codec.grid import Grid
 from fedbus.rounds.evaluating import (
     awaited,
     federated_entry,
@@ -68,7 +66,7 @@ class Evaluator:
 
     Args:
         bus: the connection.
-        folder: where the stack keeps its files; models are kept here while they are scored.
+        folder: where the stack keeps its files; the latest models are kept here.
         clock: the machine's by default.
     """
 
@@ -90,7 +88,10 @@ class Evaluator:
 
     async def run(self) -> None:
         """Score what is due, then wait for more, until cancelled."""
-        with tempfile.TemporaryDirectory(prefix="evaluator-", dir=self._folder) as scratch:
+        with (
+            tempfile.TemporaryDirectory(prefix="evaluator-", dir=self._folder) as scratch,
+            model_cache(self._bus, self._folder) as models,
+        ):
             trainer = Trainer(Path(scratch))
             try:
                 self._tracer.start()
@@ -100,7 +101,7 @@ class Evaluator:
                 # Answering pings tells a watcher that scores will come.
                 await serve(self._bus, "evaluator", {"import": self._registering.import_model})
                 while True:
-                    await self._score_all(trainer, Path(scratch) / "model.f32")
+                    await self._score_all(trainer, models)
                     # Silence is noticed by the clock alone, and a member's word that it is done may be lost.
                     pause = BEAT_S if self._waiting else RESYNC_S
                     now = self._clock.monotonic()
@@ -152,10 +153,10 @@ class Evaluator:
                 first = min(first, record.open_seq)
         return first
 
-    async def _score_all(self, trainer: Trainer, path: Path) -> None:
+    async def _score_all(self, trainer: Trainer, models: ModelCache) -> None:
         self._waiting = False
         for ref in sorted(self._log.rounds):
-            await self._try(ref, partial(self._settle, ref, trainer, path))
+            await self._try(ref, partial(self._settle, ref, trainer, models))
         for ref in sorted(self._unregistered):
             await self._try(ref, partial(self._register_older, ref))
         self._forget()
@@ -178,12 +179,12 @@ class Evaluator:
             await self._registering.register(ref, round_, await self._plan(ref.run))
         self._unregistered.discard(ref)
 
-    async def _settle(self, ref: RoundRef, trainer: Trainer, path: Path) -> None:
+    async def _settle(self, ref: RoundRef, trainer: Trainer, models: ModelCache) -> None:
         """Do what is due for one round's model."""
         round_, plan = self._log.rounds[ref], await self._plan(ref.run)
         if wants_central(plan, ref.number, round_):
             with self._tracer.span("evaluate", root_of(round_), run=ref.run, round=ref.number) as span:
-                await self._score(ref, trainer, path, span)
+                await self._score(ref, trainer, models, span)
             self._tracer.flush_soon()
         if wants_federated(plan, ref.number, round_):
             await self._add_up(ref, plan)
@@ -225,14 +226,16 @@ class Evaluator:
         while not await self._log.append(ref, "evaluator", entry):
             pass  # another service appended meanwhile; nothing it can say changes the score
 
-    async def _score(self, ref: RoundRef, trainer: Trainer, path: Path, span: OpenSpan) -> None:
+    async def _score(self, ref: RoundRef, trainer: Trainer, models: ModelCache, span: OpenSpan) -> None:
         round_ = self._log.rounds[ref]
         made = round_.aggregated
         assert made is not None
         plan = await self._plan(ref.run)
         failed: str | None = None
         try:
-            score = await self._ask(trainer, plan, made.model, path)
+            model = await models.get(made.model)
+            site = Site(held_out=True)
+            score = await trainer.evaluate(plan.task, plan.train, site, model.table, model.path)
         except (TaskError, ConfigError, CodecError, ContractError, StreamMissing, OSError) as error:
             # A hub need not have the task, nor data to score it on, nor room for the model: the record says
             # so, and the run goes on.
@@ -250,12 +253,6 @@ class Evaluator:
         said = failed or " ".join(f"{name}={value:.4f}" for name, value in score.metrics.items())
         about = {"action": "evaluated", "run": ref.run, "round": ref.number}
         log.log(logging.ERROR if failed else logging.INFO, "evaluated: %s", said, extra=about)
-
-    async def _ask(self, trainer: Trainer, plan: Plan, model: str, path: Path) -> Score:
-        manifest = await read_manifest(self._bus, model)
-        vector = np.memmap(path, np.float32, "w+", shape=(Grid.of(manifest.table).size,))
-        await load_model(self._bus, manifest, vector)
-        return await trainer.evaluate(plan.task, plan.train, Site(held_out=True), manifest.table, path)
 
     async def _plan(self, run: str) -> Plan:
         if run not in self._plans:
