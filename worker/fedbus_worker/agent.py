@@ -12,7 +12,9 @@ import importlib.metadata
 import logging
 import os
 import platform
+import threading
 from pathlib import Path
+from typing import NamedTuple
 
 from fedbus.base.clock import Clock, SystemClock, random_token
 from fedbus.base.errors import BusError, BusUnavailable, FedbusError, NotAcked, StreamMissing
@@ -46,6 +48,30 @@ log = logging.getLogger(__name__)
 
 PROGRESS_S = 0.5  # at most two progress messages a second
 ACK_S = 1.0  # to hear that an update is stored which counts already
+
+
+class Told(NamedTuple):
+    """What the worker last said of its work; made into a message only when that is sent."""
+
+    assignment: Assignment
+    phase: Phase
+    fraction: float
+    at: float
+    failed: str | None = None
+
+    def message(self, worker: str) -> Progress:
+        """As it is sent."""
+        ref = self.assignment.ref
+        return Progress(
+            worker=worker,
+            node=self.assignment.member.node,
+            run=ref.run,
+            round=ref.number,
+            phase=self.phase,
+            fraction=self.fraction,
+            at=self.at,
+            failed=self.failed,
+        )
 
 
 class Agent:
@@ -86,7 +112,7 @@ class Agent:
         self._ended: set[RoundRef] = set()  # given up or refused: not tried again
         self._unscored: set[RoundRef] = set()  # whose last model could not be scored: not tried again
         self._current: tuple[Assignment, asyncio.Task[None]] | None = None
-        self._progress: Progress | None = None
+        self._progress: Told | None = None
         self._read = False  # what is open was read at least once
         self._wake = asyncio.Event()
         self._news = asyncio.Event()
@@ -192,12 +218,14 @@ class Agent:
         ref = assignment.ref
         about = {"run": ref.run, "round": ref.number}
         log.info("round begins", extra=about)
-        loop = asyncio.get_running_loop()
+        loop, thread = asyncio.get_running_loop(), threading.get_ident()
 
         def report(phase: Phase, fraction: float) -> None:
-            # Called from threads too.
-            self._progress = self._tell(assignment, phase, min(1.0, max(0.0, fraction)))
-            loop.call_soon_threadsafe(self._news.set)
+            self._progress = Told(assignment, phase, min(1.0, max(0.0, fraction)), self._clock.now())
+            if threading.get_ident() == thread:
+                self._news.set()
+            else:
+                loop.call_soon_threadsafe(self._news.set)
 
         try:
             if assignment.only_scores:
@@ -238,7 +266,7 @@ class Agent:
             self._progress = None
             return
         self._ended.add(ref)
-        self._progress = self._tell(assignment, "train", 0.0, failed=reason[:2000])
+        self._progress = Told(assignment, "train", 0.0, self._clock.now(), failed=reason[:2000])
         self._news.set()
 
     async def _stop_current(self, why: str = "the round is over") -> None:
@@ -256,20 +284,6 @@ class Agent:
 
     # What is told
 
-    def _tell(
-        self, assignment: Assignment, phase: Phase, fraction: float, failed: str | None = None
-    ) -> Progress:
-        return Progress(
-            worker=self.name,
-            node=assignment.member.node,
-            run=assignment.ref.run,
-            round=assignment.ref.number,
-            phase=phase,
-            fraction=fraction,
-            at=self._clock.now(),
-            failed=failed,
-        )
-
     async def _tell_progress(self) -> None:
         while True:
             await self._news.wait()
@@ -280,7 +294,7 @@ class Agent:
     async def _send_progress(self) -> None:
         if self._progress is not None:
             with contextlib.suppress(BusError):
-                await self._send(subjects.progress(self.name), self._progress)
+                await self._send(subjects.progress(self.name), self._progress.message(self.name))
 
     async def _beat_on(self) -> None:
         """Beat, repeat the last progress, and read what is open, for as long as the worker lives."""

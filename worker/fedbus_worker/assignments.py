@@ -72,7 +72,9 @@ class Announced:
         known = self._last.get(announcement.run)
         if known is not None and not _is_newer(announcement, known):
             return False
-        if announcement.plan.digest() != announcement.plan_digest:
+        # A run's plan stays the same: it need not be hashed at each round.
+        same = known is not None and known.plan == announcement.plan
+        if announcement.plan_digest != (known.plan_digest if known and same else announcement.plan.digest()):
             return False
         self._last[announcement.run] = announcement
         return True
