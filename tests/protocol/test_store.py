@@ -36,7 +36,7 @@ from support.answers import STORED, answering, error, subject_of
 from support.buses import parties, until
 from support.natsd import Stack, broker
 from support.proxy import proxy
-from support.raw import raw
+from support.raw import publish_bytes, raw
 
 KIB, MIB = 1 << 10, 1 << 20
 UPDATES = subjects.UPDATES
@@ -333,6 +333,24 @@ async def test_an_incomplete_answer_is_no_empty_one(stack: Stack) -> None:
             await get_last(aggregator, UPDATES, [f"{where}*"])
         with pytest.raises(BusError, match="408"):
             await get_last(aggregator, UPDATES, [])
+
+
+async def test_subjects_of_any_bytes_are_heard_and_listed(stack: Stack) -> None:
+    """A worker chooses the end of its subjects: no service may lose its link by it, or read for ever."""
+    run = f"store-{random_token()}"
+    tokens = [b"\xff", b"\xfe", b"a\x0b1", b"last"]
+    heard: list[str] = []
+    async with parties(stack, "aggregator") as (aggregator,):
+        link = aggregator.link
+        await aggregator.subscribe(subjects.MANIFEST_COPIES, lambda message: heard.append(message.subject))
+        bytes_ = [f"fb.update.{run}.1.A.0.".encode() + token + b".manifest" for token in tokens]
+        await publish_bytes(stack.credentials("A"), *bytes_)
+        await until(lambda: heard[-1:] == [f"fb.manifest.{run}.1.A.0.last"], "the last is heard")
+        assert aggregator.link is link
+        async with asyncio.timeout(5.0):
+            pattern = subjects.update(run, 1, "*", "*", "*", "manifest")
+            listed = await list_subjects(aggregator, UPDATES, pattern)
+    assert [subjects.parse_update(subject)[4] for subject in listed] == ["a\x0b1", "last", "\ufffd"]
 
 
 async def test_reads_from_the_leader(stack: Stack) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -85,6 +86,19 @@ async def raw(credentials: Credentials) -> AsyncIterator[Raw]:
         yield party
     finally:
         await party.nc.close()
+
+
+async def publish_bytes(credentials: Credentials, *subjects: bytes) -> None:
+    """Publish a letter on subjects of any bytes, which no client does; return once it is processed."""
+    host, _, port = credentials.url.removeprefix("nats://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    login = {"user": credentials.user, "pass": credentials.password, "verbose": False}
+    lines = [b"PUB " + subject + b" 1\r\nx\r\n" for subject in subjects]
+    writer.write(b"CONNECT " + json.dumps(login).encode() + b"\r\n" + b"".join(lines) + b"PING\r\n")
+    while (line := await reader.readline()) != b"PONG\r\n":
+        assert line.startswith(b"INFO "), line
+    writer.close()
+    await writer.wait_closed()
 
 
 @asynccontextmanager

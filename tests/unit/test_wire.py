@@ -119,6 +119,17 @@ def test_nonsense_is_taken_or_refused_and_nothing_else(stream: bytes, cuts: list
     assert all(len(message.data) <= 1000 for message in heard.messages)
 
 
+@pytest.mark.parametrize(
+    ("subject", "seen"),
+    [(b"fb.\xff\xfe", "fb.\ufffd\ufffd"), (b"fb.a\x0b7", "fb.a\x0b7"), (b"fb.a\x0c7", "fb.a\x0c7")],
+)
+def test_a_subject_of_any_bytes_is_one_word(subject: bytes, seen: str) -> None:
+    """The broker passes on what a peer calls its subjects: it must not look like another message."""
+    heard = Heard()
+    heard.feed(b"MSG " + subject + b" 3 " + subject + b" 1\r\nx\r\nMSG fb.s 4 1\r\ny\r\n", [1 << 20])
+    assert heard.messages == [Got(3, seen, seen, b"", b"x"), Got(4, "fb.s", "", b"", b"y")]
+
+
 def test_headers_are_read() -> None:
     assert wire.parse_headers(b"") == {}
     assert wire.parse_headers(b"NATS/1.0 503\r\n\r\n") == {"Status": "503"}

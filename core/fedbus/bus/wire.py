@@ -25,6 +25,7 @@ END = b"\r\n"
 PING, PONG = b"PING\r\n", b"PONG\r\n"
 VERSION = b"NATS/1.0"
 _SPACE = re.compile(r"\s")
+_WORD = re.compile(rb"[^ \t]+")  # to the broker, other white space is a part of a subject
 _LINE_BREAK = re.compile(r"[\r\n]")
 _MSG, _HMSG = ord("M"), ord("H")
 
@@ -103,7 +104,7 @@ class Reader:
 
     def _message(self, stop: int, has_headers: bool) -> bool:
         """`MSG subject sid [reply] size` or `HMSG subject sid [reply] header-size size`."""
-        words = bytes(self._view[self._start : stop]).split()
+        words = _WORD.findall(bytes(self._view[self._start : stop]))
         replies = len(words) - (5 if has_headers else 4)
         if replies not in (0, 1):
             raise ProtocolError(f"a message line of {len(words)} words")
@@ -111,8 +112,9 @@ class Reader:
         headers = int(words[-2]) if has_headers else 0
         if not 0 <= headers <= total <= self.limit:
             raise ProtocolError(f"a message of {total} bytes, {headers} of them headers")
-        reply = words[3].decode() if replies else ""
-        subject, sid, begin = words[1].decode(), int(words[2]), stop + 2
+        # The broker takes any bytes for a subject. Whatever a peer wrote there, it must not stop a reader.
+        reply = words[3].decode(errors="replace") if replies else ""
+        subject, sid, begin = words[1].decode(errors="replace"), int(words[2]), stop + 2
         have = self._end - begin
         if total - headers < LARGE and headers <= LONG_HEADERS:
             if have < total + 2:
