@@ -7,9 +7,11 @@ survive SIGTERM.
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from fedbus.bus import Bus
+from fedbus.bus.threads import SMALL_BYTES, apart
 from fedbus_aggregator.service import Aggregator
 from fedbus_planner.service import Planner
 from support.buses import buses, parties, until
@@ -65,3 +67,23 @@ async def test_connecting_is_cancelled(stack: Stack) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_who_is_cancelled_waits_for_its_thread() -> None:
+    """It has a descriptor, a file or memory that is closed, or used for something else, afterwards."""
+    began, goes_on = threading.Event(), threading.Event()
+    ended: list[bool] = []
+
+    def work() -> None:
+        began.set()
+        ended.append(goes_on.wait(10.0))
+
+    task = asyncio.create_task(apart(SMALL_BYTES + 1, work))
+    await asyncio.to_thread(began.wait)
+    for _ in range(2):  # a second time does not make it leave either
+        task.cancel()
+        await asyncio.wait([task], timeout=0.01)
+    assert not task.done()
+    goes_on.set()
+    await asyncio.wait([task])
+    assert (ended, task.cancelled()) == ([True], True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -14,7 +15,17 @@ SMALL_BYTES = 256 << 10
 
 
 async def apart(size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a plain function that works on `size` bytes: here if they are few, else in a thread."""
+    """Call a plain function that works on `size` bytes: here if they are few, else in a thread.
+
+    Nothing ends a thread. Who is cancelled waits for it, and only then closes, frees or uses again what it
+    works on.
+    """
     if size <= SMALL_BYTES:
         return call(*args, **kwargs)
-    return await asyncio.to_thread(call, *args, **kwargs)
+    work = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
+    try:
+        return await asyncio.shield(work)
+    finally:
+        while not work.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([work])
