@@ -24,6 +24,7 @@ from support.natsd import Stack
 SIZE = 600_000  # three chunks
 CHUNKS = 3
 SMALL = 100
+ONE_CHUNK = 200_000  # written in a thread, while others ask
 
 
 class Counting(Bus):
@@ -147,10 +148,13 @@ async def test_a_file_that_was_removed_while_it_is_used(
         uses = ModelCache(bus, tmp_path)
         (await uses.get(digest)).path.unlink()
         check(await ModelCache(bus, tmp_path).get(digest), values)
+        (await uses.get(digest)).path.unlink()
+        check(await uses.get(digest), values)
 
 
-async def test_small_models_come_with_their_manifest(stack: Stack, tmp_path: Path) -> None:
-    values = vector(5, SMALL)
+@pytest.mark.parametrize("size", [SMALL, ONE_CHUNK])
+async def test_small_models_come_with_their_manifest(stack: Stack, tmp_path: Path, size: int) -> None:
+    values = vector(5, size)
     async with hosts(stack) as (aggregator, bus):
         digest = await publish(aggregator, values)
         (tmp_path / f"{digest}.f32").write_bytes(b"rubbish")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from fedbus_schemas.update import ModelManifest, TensorSpec
 
+from fedbus.base.clock import random_token
 from fedbus.bus.connection import Bus
 from fedbus.bus.hostlock import POLL_S, HostLock
 from fedbus.bus.modelfile import Progress, download
@@ -68,6 +69,8 @@ class ModelCache:
             StreamMissing: the broker does not have it.
             DigestMismatch, ChunkRefused, RemoteContractError: what it has is something else.
         """
+        if digest in self._held and not self._has(digest):
+            self._held.pop(digest).lock.release()  # somebody cleaned up
         if digest not in self._held:
             manifest = await read_manifest(self._bus, digest)
             if manifest.body is None:
@@ -104,7 +107,8 @@ class ModelCache:
     async def _at_once(self, digest: str, manifest: ModelManifest, progress: Progress) -> HostLock:
         """Make the file without regard to other processes."""
         lock = await HostLock.wait_shared(self._lock_path(digest))
-        part = self._folder / f"{digest}.{os.getpid()}.part"
+        # Not by process id: two containers that share the folder may have the same.
+        part = self._folder / f"{digest}.{random_token()}.part"
         try:
             await download(self._bus, manifest, part, progress)
             self._keep(part, digest)
