@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -96,9 +97,13 @@ class Spool:
         temporary.replace(self.folder / name)
 
     def mark_sent(self) -> None:
-        """The manifest is acknowledged: nothing is left to do but to wait for the round's end."""
-        (self.folder / "sent").touch()
+        """The manifest is acknowledged: nothing is left to do but to wait for the round's end.
+
+        Where the disk is full, a restart sends the manifest again, and hears that it is there.
+        """
         self.sent = True
+        with suppress(OSError):
+            (self.folder / "sent").touch()
 
     def intact(self, update: SpooledUpdate) -> bool:
         """Whether every chunk on disk is the one that the manifest lists."""
@@ -123,12 +128,13 @@ class Spool:
         return {index for index, mark in enumerate(record) if mark == 1}
 
     def note_stored(self, index: int) -> None:
-        """Record an acknowledgement. Losing the record costs one repeat, so it is not synced."""
+        """Record an acknowledgement. Losing it costs a repeat: nothing is synced, a full disk is no error."""
         path = self.folder / "stored"
-        path.touch()
-        with path.open("r+b") as file:
-            file.seek(index)
-            file.write(b"\x01")
+        with suppress(OSError):
+            path.touch()
+            with path.open("r+b") as file:
+                file.seek(index)
+                file.write(b"\x01")
 
     def read(self, sizes: list[int], index: int) -> bytes:
         """One chunk, by the sizes of those before it and its own."""

@@ -142,6 +142,18 @@ def test_a_lost_or_torn_record_of_acknowledgements_costs_a_repeat(tmp_path: Path
     assert _unsent(spool) == [i for i in range(3) if record[i : i + 1] != b"\x01"]
 
 
+def test_a_record_that_cannot_be_written_costs_a_repeat(tmp_path: Path) -> None:
+    """A disk may be full once the chunks are on it: an update that can be sent is sent."""
+    spool, _ = _spooled(tmp_path)
+    for name in ("stored", "sent"):
+        (spool.folder / name).symlink_to(tmp_path / "missing" / name)
+    spool.note_stored(1)
+    spool.mark_sent()
+    assert spool.sent
+    again = Spool(spool.folder)
+    assert (again.sent, _unsent(again)) == (False, [0, 1, 2])
+
+
 @pytest.mark.parametrize("keep", [0, 1, 50, -1])
 def test_a_torn_update_is_no_update(tmp_path: Path, keep: int) -> None:
     spool, _ = _spooled(tmp_path)
