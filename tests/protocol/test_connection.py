@@ -270,6 +270,27 @@ async def test_flush_means_processed(stack: Stack) -> None:
             await until(lambda i=i: len(heard) == i + 1, "there after both flushes", 1)  # type: ignore[misc]
 
 
+async def test_a_hook_that_goes_takes_no_other_with_it(stack: Stack) -> None:
+    async with parties(stack, "w-hooks") as (worker,):
+        ran: list[str] = []
+
+        async def once() -> None:
+            ran.append("once")
+            if len(ran) > 2:
+                worker.off_up(once)
+
+        async def always() -> None:
+            ran.append("always")
+
+        await worker.flush()  # no hook is run for the first connect any more
+        await worker.on_up(once)
+        await worker.on_up(always)
+        worker.link.abort()
+        await until(lambda: ran == ["once", "always"] * 2, "both ran again")
+        worker.link.abort()
+        await until(lambda: ran == [*["once", "always"] * 2, "always"], "one is left")
+
+
 async def test_a_cancelled_flush_does_no_harm(stack: Stack) -> None:
     """A PONG that finds its waiter cancelled ends nats-py's reader: connected, and deaf."""
     async with parties(stack, "w-cancel") as (worker,):

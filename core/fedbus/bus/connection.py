@@ -332,8 +332,8 @@ class Bus:
         self._start(self._renew(link, self._hooks))
 
     async def _renew(self, link: Link, hooks: Sequence[Hook]) -> None:
-        for hook in hooks:
-            while link is self._link:
+        for hook in list(hooks):
+            while link is self._link and hook in self._hooks:  # it may be forgotten meanwhile
                 try:
                     await hook()
                     break
