@@ -8,15 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import NoReturn
 
 import pytest
-from fedbus.bus import Bus
+from fedbus.base.clock import random_token
+from fedbus.bus import Bus, Credentials, Message
+from fedbus.bus.log import RoundLog
+from fedbus.bus.store import last_seq, put
 from fedbus.bus.threads import SMALL_BYTES, apart
 from fedbus_aggregator.service import Aggregator
 from fedbus_planner.service import Planner
+from fedbus_schemas import subjects
+from fedbus_schemas.ids import RoundRef
 from support.buses import buses, parties, until
 from support.natsd import Stack
 from support.raw import raw
+
+
+class Unanswered(Bus):
+    """Hears what it subscribed to, and gets no answers."""
+
+    def __init__(self, credentials: Credentials, name: str) -> None:
+        super().__init__(credentials, name)
+        self.asked = asyncio.Event()
+
+    async def request(self, *_: object, **__: object) -> NoReturn:
+        self.asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
 
 
 async def test_a_request_is_cancelled_though_it_fails_just_then(stack: Stack) -> None:
@@ -38,6 +57,38 @@ async def test_a_flush_is_cancelled_though_it_fails_just_then(stack: Stack) -> N
         flush.cancel()
         with pytest.raises(asyncio.CancelledError):
             await flush
+
+
+async def test_a_subscription_that_is_cancelled_hears_nothing(stack: Stack) -> None:
+    """Who asked for it never got it, and could not end it."""
+    async with parties(stack, "w-heard", "operator") as (worker, operator):
+        heard: list[Message] = []
+        subscribing = asyncio.create_task(operator.subscribe(subjects.ALL_PROGRESS, heard.append))
+        await asyncio.sleep(0)  # it begins
+        subscribing.cancel()
+        await asyncio.wait([subscribing])
+        assert subscribing.cancelled()
+        await worker.publish(subjects.progress("w-heard"), b"x")
+        await worker.flush()
+        await operator.flush()
+        assert heard == []
+
+
+async def test_a_log_that_is_cancelled_while_it_reads_is_not_followed(stack: Stack) -> None:
+    run = f"cancelled-{random_token()}"
+    async with parties(stack, "planner") as (planner,):
+        operator = await Unanswered.connect(stack.credentials("operator"))
+        changed: list[RoundRef] = []
+        following = RoundLog(operator, changed.append)
+        starting = asyncio.create_task(following.start(await last_seq(planner, subjects.ROUNDS) + 1))
+        await operator.asked.wait()
+        starting.cancel()
+        await asyncio.wait([starting])
+        assert starting.cancelled()
+        await put(planner, subjects.log_of(run, 1, "planner"), b"{}")
+        await operator.flush()
+        await operator.close()
+        assert changed == []
 
 
 @pytest.mark.parametrize("service", [Planner, Aggregator])

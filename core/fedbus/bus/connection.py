@@ -135,24 +135,25 @@ class Bus:
     async def subscribe(self, subject: str, callback: Callback, queue: str = "") -> Subscription:
         """Call a plain function for each message, now and after every reconnect.
 
-        With a queue's name, each message goes to one of those that subscribe under it.
-
-        What the connection loses is lost: a message is only a hint to read. Where there is no
-        connection now, the next one makes up for it.
+        With a queue's name, each message goes to one of those that subscribe under it. What the connection
+        loses is lost: a message is only a hint to read. Where there is none, the next one makes up for it.
 
         Raises:
             AuthRefused: the broker refuses this subject to us.
         """
         subscription = Subscription(subject, callback, queue)
         self._subscriptions.append(subscription)
-        with self._replies.expect(subject) as (_, refusal):
-            with contextlib.suppress(BusUnavailable):
-                await self._subscribe(self.link, subscription)
-                await self.flush()
-            # A refusal comes before the answer to the flush.
-            if refusal.done() and isinstance(error := refusal.exception(), AuthRefused):
-                self._subscriptions.remove(subscription)
-                raise error
+        try:
+            with self._replies.expect(subject) as (_, refusal):
+                with contextlib.suppress(BusUnavailable):
+                    await self._subscribe(self.link, subscription)
+                    await self.flush()
+                # A refusal comes before the answer to the flush.
+                if refusal.done() and isinstance(error := refusal.exception(), AuthRefused):
+                    raise error
+        except BaseException:
+            await self.unsubscribe(subscription)  # nobody else can: it was not handed out
+            raise
         return subscription
 
     async def unsubscribe(self, subscription: Subscription) -> None:

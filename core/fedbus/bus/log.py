@@ -54,8 +54,12 @@ class RoundLog:
         """Begin at a sequence: everything stored from there on has been folded when this returns."""
         self._arrivals = Arrivals(from_seq - 1)
         self._hearing = await self._bus.subscribe(subjects.LOG_COPIES, self._copy)
-        await self._catch_up()
-        await self._bus.on_up(self._reconnected)
+        try:
+            await self._catch_up()
+            await self._bus.on_up(self._reconnected)
+        except BaseException:
+            await self.close()
+            raise
         self._task = asyncio.create_task(self._resync())
 
     async def close(self) -> None:
