@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -150,6 +151,18 @@ async def test_a_file_that_was_removed_while_it_is_used(
         check(await ModelCache(bus, tmp_path).get(digest), values)
         (await uses.get(digest)).path.unlink()
         check(await uses.get(digest), values)
+
+
+@pytest.mark.parametrize("size", [SMALL, SIZE])
+async def test_a_folder_that_was_cleaned_away_is_made_anew(stack: Stack, tmp_path: Path, size: int) -> None:
+    async with hosts(stack) as (aggregator, bus):
+        first, second = [(await publish(aggregator, vector(n, size)), vector(n, size)) for n in (7, 8)]
+        cache = ModelCache(bus, tmp_path / "models")
+        await cache.get(first[0])
+        shutil.rmtree(tmp_path / "models")
+        check(await cache.get(first[0]), first[1])
+        shutil.rmtree(tmp_path / "models")
+        check(await cache.get(second[0]), second[1])
 
 
 @pytest.mark.parametrize("size", [SMALL, ONE_CHUNK])

@@ -56,7 +56,7 @@ class ModelCache:
         self._limit = limit_bytes
         self._held: OrderedDict[str, CachedModel] = OrderedDict()
         self._added = 0
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._make_folder()
 
     async def get(self, digest: str, progress: Progress = lambda share: None) -> CachedModel:
         """A model's file and table.
@@ -73,6 +73,7 @@ class ModelCache:
             self._held.pop(digest).lock.release()  # somebody cleaned up
         if digest not in self._held:
             manifest = await read_manifest(self._bus, digest)
+            self._make_folder()
             if manifest.body is None:
                 lock = await self._once(digest, manifest, progress)
             else:
@@ -168,6 +169,9 @@ class ModelCache:
                 path.unlink(missing_ok=True)
                 lock.remove()
                 left, size = left - 1, size - bytes_
+
+    def _make_folder(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def _distrust(self, digest: str) -> Path:
         """Where to download; what lies there though nobody vouches for it is compared first."""
