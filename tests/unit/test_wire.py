@@ -97,13 +97,20 @@ def test_what_the_broker_says_beside_messages() -> None:
         "HMSG fb.s 1 9 3",
         "HMSG fb.s 1 -9 3",
         "HMSG fb.s 1 3",
-        f"MSG fb.s 1 {1 << 40}",
-        "MSG fb.s 1 1001",
     ],
 )
 def test_a_lie_is_refused_before_memory_is_taken(line: str) -> None:
     with pytest.raises(wire.ProtocolError):
         Heard(limit=1000).feed(line.encode() + b"\r\nabc\r\n", [1 << 20])
+
+
+def test_a_message_above_the_limit_is_passed_over_and_told() -> None:
+    heard = Heard(limit=1000)
+    for size in (1001, 100_000):
+        heard.feed(f"MSG fb.s 7 r.1 {size}\r\n".encode() + bytes(size) + b"\r\nMSG fb.s 8 2\r\nok\r\n", [997])
+    passed = Got(7, "fb.s", "r.1", wire.TOO_LARGE, b"")
+    assert heard.messages == [passed, Got(8, "fb.s", "", b"", b"ok")] * 2
+    assert wire.parse_headers(wire.TOO_LARGE)["Status"] == "413"
 
 
 def test_a_line_without_end_is_refused() -> None:

@@ -88,7 +88,8 @@ class ModelCache:
     @contextmanager
     def making(self, name: str) -> Iterator[Path]:
         """A file to write a model into, for `add`; what is not added is removed."""
-        part = self._folder / f"{name}.{os.getpid()}.part"
+        self._make_folder()
+        part = self._folder / f"{name}.{random_token()}.part"
         try:
             yield part
         finally:

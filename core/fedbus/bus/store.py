@@ -37,6 +37,7 @@ ACK_TIMEOUT_S = 30.0  # an ack may queue behind a window of chunks on a slow lin
 WINDOW_BYTES = 4 << 20
 READS_IN_FLIGHT = 8  # about 2 MiB of broker memory each (research: 547 MB/s with 8)
 FULL_PAUSE_S = 1.0
+MOST_SUBJECTS = 300_000
 
 
 class JetStreamError(BusError):
@@ -48,6 +49,10 @@ class JetStreamError(BusError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (self.err_code, self.message))
+
+
+class AnswerTooLarge(BusError):
+    """The broker has more to say than is taken from it."""
 
 
 def _rebuild(err_code: int, message: str) -> JetStreamError:
@@ -82,7 +87,10 @@ async def call(
 ) -> dict[str, Any]:
     """One call of the JetStream API (`$JS.API.<subject>`)."""
     data = json.dumps(body).encode() if body is not None else b""
-    return parse_answer((await bus.request(f"$JS.API.{subject}", data, timeout_s=timeout_s)).data)
+    reply = await bus.request(f"$JS.API.{subject}", data, timeout_s=timeout_s)
+    if reply.status == "413":
+        raise AnswerTooLarge(f"the broker's answer to {subject} is too long to be taken")
+    return parse_answer(reply.data)
 
 
 async def persist(bus: Bus, attempt: Callable[[], Awaitable[T]], *, until_s: float | None = None) -> T:
@@ -295,16 +303,22 @@ async def free_bytes(bus: Bus, stream: str) -> int:
 
 
 async def list_subjects(bus: Bus, stream: str, pattern: str) -> dict[str, int]:
-    """Stored subjects that match a pattern, with their message counts."""
+    """Stored subjects that match a pattern, with their message counts.
+
+    Raises:
+        AnswerTooLarge: they are more than MOST_SUBJECTS, or so long that one answer of the broker is.
+    """
     found: dict[str, int] = {}
     offset = 0
     while True:
         answer = await call(bus, f"STREAM.INFO.{stream}", {"subjects_filter": pattern, "offset": offset})
+        if (total := int(answer.get("total", 0))) > MOST_SUBJECTS:
+            raise AnswerTooLarge(f"{total} subjects are stored under {pattern}, more than {MOST_SUBJECTS}")
         page = answer["state"].get("subjects") or {}
         found.update(page)
         # Not by what was found: of subjects that are no UTF-8, several look the same in JSON.
         offset += int(answer.get("limit", 0)) or len(page)
-        if not page or offset >= int(answer.get("total", 0)):
+        if not page or offset >= total:
             return found
 
 

@@ -24,6 +24,7 @@ LONG_HEADERS = 4 << 10  # headers above this are received with the payload, and 
 END = b"\r\n"
 PING, PONG = b"PING\r\n", b"PONG\r\n"
 VERSION = b"NATS/1.0"
+TOO_LARGE = VERSION + b" 413 Too Large" + END + END  # in the place of a message above the limit
 _SPACE = re.compile(r"\s")
 _WORD = re.compile(rb"[^ \t]+")  # to the broker, other white space is a part of a subject
 _LINE_BREAK = re.compile(r"[\r\n]")
@@ -40,7 +41,7 @@ class Reader:
     Args:
         on_message: called with subscription id, subject, reply subject, header block and payload.
         on_control: called with a verb, such as `PING`, and the rest of its line.
-        limit: bytes of headers and payload that one message may have.
+        limit: bytes of headers and payload that one message may have; of a longer one only its status 413 is told.
     """
 
     def __init__(self, on_message: OnMessage, on_control: OnControl, limit: int = MOST_BYTES) -> None:
@@ -110,12 +111,17 @@ class Reader:
             raise ProtocolError(f"a message line of {len(words)} words")
         total = int(words[-1])
         headers = int(words[-2]) if has_headers else 0
-        if not 0 <= headers <= total <= self.limit:
+        if not 0 <= headers <= total:
             raise ProtocolError(f"a message of {total} bytes, {headers} of them headers")
         # The broker takes any bytes for a subject. Whatever a peer wrote there, it must not stop a reader.
         reply = words[3].decode(errors="replace") if replies else ""
         subject, sid, begin = words[1].decode(errors="replace"), int(words[2]), stop + 2
         have = self._end - begin
+        if total > self.limit:
+            # Passed over: to end the connection would only have the same come again on the next one.
+            self._start, self._skip = begin, total + 2
+            self._on_message(sid, subject, reply, TOO_LARGE, b"")
+            return True
         if total - headers < LARGE and headers <= LONG_HEADERS:
             if have < total + 2:
                 return False

@@ -17,7 +17,8 @@ from fedbus.bus import Bus, Message
 from fedbus.bus.log import RESYNC_S, RoundLog
 from fedbus.bus.modelcache import model_cache
 from fedbus.bus.runs import Runs
-from fedbus.bus.store import last_seq, list_subjects, persist
+from fedbus.bus.store import last_seq, persist
+from fedbus.bus.updates import list_updates
 from fedbus.rounds.close import Attempt
 from fedbus.rounds.collecting import Refusal
 from fedbus.rounds.fold import MOST_REJECTIONS
@@ -134,8 +135,8 @@ class Aggregator:
         await folding.begin(ref, round_)
         if ref not in self._stored or ref in self._unlisted:
             self._stored.setdefault(ref, {})
-            pattern = subjects.update(ref.run, ref.number, "*", "*", "*", "manifest")
-            for subject in await list_subjects(self._bus, subjects.UPDATES, pattern):
+            members = [member.worker for member in round_.members]
+            for subject in await list_updates(self._bus, ref, members, "manifest"):
                 self._note(ref, subjects.parse_update(subject)[2:5])
             self._unlisted.discard(ref)
         await self._judge(ref, folding)

@@ -8,7 +8,8 @@ from collections.abc import Collection
 
 from fedbus.base.errors import StreamMissing
 from fedbus.bus import Bus
-from fedbus.bus.store import get, list_subjects
+from fedbus.bus.store import get
+from fedbus.bus.updates import list_updates
 from fedbus.rounds.fold import Seat
 from fedbus_schemas import subjects
 from fedbus_schemas.ids import RoundRef
@@ -37,9 +38,10 @@ class CohortScores:
             seats: the round's members; others are not read.
         """
         known = self._read.setdefault(ref, {})
-        pattern = subjects.update(ref.run, ref.number, "*", "*", "*", "evaluation")
         count: Counter[Seat] = Counter()
-        for subject in sorted(await list_subjects(self._bus, subjects.UPDATES, pattern)):
+        for subject in sorted(
+            await list_updates(self._bus, ref, [worker for worker, _ in seats], "evaluation")
+        ):
             _, _, worker, node, attempt, _ = subjects.parse_update(subject)
             count[worker, node] += 1
             if (worker, node) in seats and subject not in known and count[worker, node] <= MOST_REPORTS:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 
 from fedbus.bus import Bus
 from fedbus.bus.models import read_manifest
-from fedbus.bus.store import free_bytes, list_subjects, purge
+from fedbus.bus.store import AnswerTooLarge, free_bytes, list_subjects, purge
 from fedbus.codec.grid import Grid
 from fedbus.rounds.storage import Free, expendable, shortage
 from fedbus_schemas import subjects
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.messages import RunRecord
+
+log = logging.getLogger(__name__)
 
 # How long the broker's answer holds; meanwhile what each round may take is subtracted from it.
 HOLDS_S = 2.0
@@ -54,7 +57,12 @@ class Room:
     async def make(self, records: Mapping[str, RunRecord]) -> bool:
         """Remove the updates that are missed least, of one round; False when all that is left is needed."""
         stored: set[RoundRef] = set()
-        for subject in await list_subjects(self._bus, subjects.UPDATES, "fb.update.>"):
+        try:
+            listed = await list_subjects(self._bus, subjects.UPDATES, "fb.update.>")
+        except AnswerTooLarge as error:
+            log.error("cannot make room: %s", error.message, extra={"action": "room"})
+            return False
+        for subject in listed:
             _, _, run, number, *_ = subject.split(".")
             if number.isascii() and number.isdigit():
                 stored.add(RoundRef(run, int(number)))

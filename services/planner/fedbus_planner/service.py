@@ -16,7 +16,8 @@ from fedbus.bus import Bus, Message
 from fedbus.bus.log import RESYNC_S, RoundLog
 from fedbus.bus.micro import serve
 from fedbus.bus.runs import Runs
-from fedbus.bus.store import last_seq, list_subjects, persist, purge
+from fedbus.bus.store import last_seq, persist, purge
+from fedbus.bus.updates import list_updates
 from fedbus.rounds.admission import admit, read_plan
 from fedbus.rounds.planning import (
     Announce,
@@ -250,8 +251,8 @@ class Planner:
                     if state == "open":
                         await self._keep_books(record, RoundRef(name, number))
                 case List(number):
-                    pattern = subjects.update(name, number, "*", "*", "*", "manifest")
-                    stored = await list_subjects(self._bus, subjects.UPDATES, pattern)
+                    members = [member.worker for member in rounds[number].members]
+                    stored = await list_updates(self._bus, RoundRef(name, number), members, "manifest")
                     following.manifests[number] = [subjects.parse_update(s)[2:5] for s in stored]
                 case Notify(worker, notice):
                     await post_notice(self._bus, worker, notice)
