@@ -26,21 +26,17 @@ async def list_updates(bus: Bus, ref: RoundRef, workers: Iterable[str], leaf: st
         workers: its members.
         leaf: `manifest` or `evaluation`.
     """
+    about = {"run": ref.run, "round": ref.number}
     try:
         return list(await _listed(bus, ref, "*", leaf))
     except AnswerTooLarge as error:
-        log.error(
-            "listing each member by itself: %s", error.message, extra={"run": ref.run, "round": ref.number}
-        )
+        log.error("listing each member by itself: %s", error.message, extra=about)
     found: list[str] = []
     for worker in sorted(set(workers)):
         try:
             found += await _listed(bus, ref, worker, leaf)
         except AnswerTooLarge as error:
-            about = {"run": ref.run, "round": ref.number, "worker": worker}
-            log.error(
-                "%s stored too much to be listed, and is left out: %s", worker, error.message, extra=about
-            )
+            log.error("%s is left out: %s", worker, error.message, extra={**about, "worker": worker})
     return found
 
 

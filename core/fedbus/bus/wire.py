@@ -41,7 +41,7 @@ class Reader:
     Args:
         on_message: called with subscription id, subject, reply subject, header block and payload.
         on_control: called with a verb, such as `PING`, and the rest of its line.
-        limit: bytes of headers and payload that one message may have; of a longer one only its status 413 is told.
+        limit: bytes of headers and payload that one message may have; a longer one becomes a status, 413.
     """
 
     def __init__(self, on_message: OnMessage, on_control: OnControl, limit: int = MOST_BYTES) -> None:

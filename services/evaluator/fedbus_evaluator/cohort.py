@@ -39,9 +39,8 @@ class CohortScores:
         """
         known = self._read.setdefault(ref, {})
         count: Counter[Seat] = Counter()
-        for subject in sorted(
-            await list_updates(self._bus, ref, [worker for worker, _ in seats], "evaluation")
-        ):
+        workers = [worker for worker, _ in seats]
+        for subject in sorted(await list_updates(self._bus, ref, workers, "evaluation")):
             _, _, worker, node, attempt, _ = subjects.parse_update(subject)
             count[worker, node] += 1
             if (worker, node) in seats and subject not in known and count[worker, node] <= MOST_REPORTS:
