@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 from fedbus.base.clock import random_token
 from fedbus.base.errors import FedbusError, PayloadTooLarge
 from fedbus.bus.threads import apart
 from fedbus.codec.chunk import chunk_digest
-from fedbus.codec.framing import Framing
+from fedbus.codec.framing import Framing, up_codec
 from fedbus.codec.grid import Grid
 from fedbus.tasks.task import Trained
 from fedbus_schemas.update import TensorSpec, UpdateManifest
 
 from fedbus_worker.assignments import Assignment
+from fedbus_worker.feedback import Feedback
 from fedbus_worker.models import read_vector
 from fedbus_worker.spool import Spool, SpooledUpdate
 
@@ -36,10 +39,16 @@ class Encoding:
         spool: where `delta` is, and where the chunks go.
         table: of the model.
         trained: what the task said of its work.
+        residual: what earlier updates of the run lost, where the codec wants it and there is a file.
     """
 
     def __init__(
-        self, assignment: Assignment, spool: Spool, table: Sequence[TensorSpec], trained: Trained
+        self,
+        assignment: Assignment,
+        spool: Spool,
+        table: Sequence[TensorSpec],
+        trained: Trained,
+        residual: Path,
     ) -> None:
         self.grid = Grid.of(table)
         self.sizes: list[int] = []  # of the chunks that are encoded
@@ -50,6 +59,7 @@ class Encoding:
         self._spool = spool
         self._table = list(table)
         self._trained = trained
+        self._residual = residual
         self._digests: list[str] = []
         self._grown = asyncio.Event()
         self._stopped = False
@@ -96,13 +106,17 @@ class Encoding:
 
     def _encode(self, grew: Callable[[], None]) -> SpooledUpdate:
         plan = self._news.plan
-        framing = Framing(plan.codec.up.name, plan.codec.up.params)
+        coded = up_codec(plan.codec.up, self._news.base)
+        framing = Framing(coded.name, coded.params)
         weight = 0
-        with self._spool.chunks.open("wb") as file:
+        with ExitStack() as files:
+            file = files.enter_context(self._spool.chunks.open("wb"))
+            feedback = self._feedback(framing)
+            encode = files.enter_context(feedback).encode if feedback else framing.encode
             for span, values in read_vector(self._spool.delta, self.grid):
                 if self._stopped:
                     raise Stopped("the round is over")
-                data = framing.encode(span, values)
+                data = encode(span, values)
                 weight += len(data)
                 if weight > plan.max_update_bytes:
                     raise PayloadTooLarge(
@@ -114,7 +128,10 @@ class Encoding:
                 self._digests.append(chunk_digest(data))
                 self.sizes.append(len(data))
                 grew()
-        self._spool.delta.unlink()
+            if feedback:
+                feedback.save(self._spool.lost)
+            else:
+                self._spool.delta.unlink()
         run, round_, worker, node, attempt = self.seat
         manifest = UpdateManifest(
             run=run,
@@ -124,7 +141,7 @@ class Encoding:
             attempt=attempt,
             plan=self._news.plan_digest,
             base=self._news.base,
-            codec=plan.codec.up.name,
+            codec=coded.name,
             num_examples=self._trained.num_examples,
             metrics=dict(self._trained.metrics),
             chunks=self._digests,
@@ -134,6 +151,11 @@ class Encoding:
         update = SpooledUpdate(manifest=manifest, sizes=self.sizes)
         self._spool.save(update)
         return update
+
+    def _feedback(self, framing: Framing) -> Feedback | None:
+        if not framing.feedback:
+            return None
+        return Feedback(framing, self.grid, self._residual, self._spool.delta)
 
 
 def seat_of(manifest: UpdateManifest) -> Seat:

@@ -2,8 +2,9 @@
 
 A folder per assignment holds `chunks` (all chunks, back to back), `update.json` (what the
 manifest will say; written last, so it means "encoded"), `stored` (a byte for each
-acknowledged chunk) and `sent` (the manifest is acknowledged). The bytes that are sent again
-are the same bytes.
+acknowledged chunk) and `sent` (the manifest is acknowledged); where the codec wants error
+feedback also `lost` (what the encoding lost) and `offered` (the manifest was about to be
+sent: it may count). The bytes that are sent again are the same bytes.
 
 Nothing here is synced to the disk: a kill of the worker loses no write, and what a power
 cut damages is noticed by `intact` and made anew.
@@ -47,6 +48,21 @@ class Spool:
     def chunks(self) -> Path:
         """The encoded chunks, back to back."""
         return self.folder / "chunks"
+
+    @property
+    def lost(self) -> Path:
+        """What the encoding lost; see `fedbus_worker.feedback`."""
+        return self.folder / "lost"
+
+    @property
+    def offered(self) -> bool:
+        """Whether a manifest that has `lost` beside it may have reached the broker."""
+        return (self.folder / "offered").exists()
+
+    def offer(self) -> None:
+        """The manifest is about to be sent."""
+        if self.lost.exists():
+            (self.folder / "offered").touch()
 
     def _load(self) -> SpooledUpdate | None:
         try:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from fedbus_schemas.base import Payload
+from fedbus_schemas.plan import Named
 
+from fedbus.base.errors import ChunkRefused
 from fedbus.codec import Vector, codec
-from fedbus.codec.chunk import codec_for, decode_chunk, encode_chunk
+from fedbus.codec.chunk import chunk_digest, codec_for, decode_chunk, encode_chunk
 from fedbus.codec.grid import Span
 
 
@@ -23,10 +26,33 @@ class Framing:
         self.name = name
         self._codecs = {"dense": codec("dense"), name: codec(name, params)}
 
+    @property
+    def feedback(self) -> bool:
+        """Whether what an encoding lost shall be added to the next update's values."""
+        return self._codecs[self.name].feedback
+
     def encode(self, span: Span, x: Vector) -> bytes:
         """One span's values as the bytes of its chunk."""
         name = codec_for(span, self.name)
         return encode_chunk(span, x, name, self._codecs[name])
+
+    def encode_and_subtract(self, span: Span, x: Vector, scratch: Vector) -> bytes:
+        """One span's values as the bytes of its chunk; what `x` then holds is what the receiver lacks.
+
+        Args:
+            span: the chunk's place.
+            x: its values. Of values that are not finite nothing is left: the receiver refuses them.
+            scratch: at least as long.
+        """
+        data = self.encode(span, x)
+        got = scratch[: len(x)]
+        try:
+            self.decode(data, chunk_digest(data), span, got)
+        except ChunkRefused:
+            x[:] = 0
+        else:
+            np.subtract(x, got, out=x)
+        return data
 
     def decode(self, data: Payload, digest: str, span: Span, out: Vector) -> None:
         """A chunk's bytes into `out`, which has the span's length.
@@ -36,3 +62,13 @@ class Framing:
         """
         name = codec_for(span, self.name)
         decode_chunk(data, digest, span, name, self._codecs[name], out)
+
+
+def up_codec(planned: Named, base: str | None) -> Named:
+    """The codec of a round's updates: the plan's for differences; whole first weights travel as they are.
+
+    Args:
+        planned: of the plan.
+        base: model that the updates are differences to; None in the round that makes the first.
+    """
+    return planned if base else Named(name="dense")

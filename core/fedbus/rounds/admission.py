@@ -38,8 +38,12 @@ def admit(plan: Plan) -> None:
     """
     strategies.build(plan.strategy.name, plan.strategy.params)
     selections.get(plan.cohort.select)
-    for way in (plan.codec.up, plan.codec.down):
-        codecs.build(way.name, way.params)
+    codecs.build(plan.codec.up.name, plan.codec.up.params)
+    if codecs.build(plan.codec.down.name, plan.codec.down.params).feedback:
+        raise PlanRefused(
+            f"plan refused: codec.down: {plan.codec.down.name} is for differences, and models travel whole",
+            hint="dense, bf16 and int8 can carry models",
+        )
     if plan.data is not None:
         if plan.data.partition not in PARTITIONERS:
             known = ", ".join(sorted(PARTITIONERS))

@@ -56,7 +56,11 @@ def test_a_wrong_key_or_value_is_named(values: dict[str, Any], says: list[str]) 
     ("values", "message", "hint"),
     [
         ({"strategy": "fedavgg"}, "unknown strategy 'fedavgg'; did you mean 'fedavg'?", "fedavg"),
-        ({"codec": {"up": "int9"}}, "unknown codec 'int9'; did you mean 'int8'?", "bf16, dense, int8"),
+        (
+            {"codec": {"up": "int9"}},
+            "unknown codec 'int9'; did you mean 'int8'?",
+            "bf16, dense, ecq, int8, topk",
+        ),
         ({"codec": {"down": "danse"}}, "unknown codec 'danse'; did you mean 'dense'?", "dense"),
         (
             {"cohort": {"select": "unifrom"}},
@@ -150,3 +154,9 @@ def test_a_task_whose_libraries_the_planner_lacks_is_checked_by_the_workers(
 def test_a_plan_keeps_its_digest_on_the_wire() -> None:
     plan = read_plan({"task": "digits", "train": {"lr": 1e-7, "b": 1.0, "a": [1, None]}, "retain": "all"})
     assert Plan.model_validate_json(plan.model_dump_json(by_alias=True)).digest() == plan.digest()
+
+
+def test_a_codec_that_needs_feedback_carries_no_models() -> None:
+    error = _refusal({"task": "digits", "codec": {"down": {"name": "topk", "fraction": 0.1}}})
+    assert error.message == "plan refused: codec.down: topk is for differences, and models travel whole"
+    admit(read_plan({"task": "digits", "codec": {"up": {"name": "topk", "fraction": 0.1}}}))
