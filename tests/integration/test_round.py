@@ -86,6 +86,8 @@ async def test_a_round_leaves_log_and_streams_as_designed(stack: Stack, tmp_path
             kinds = [entry.kind for entry in read if entry.kind not in ("accepted", "rejected")]
             assert kinds == ["opened", "closing", "aggregated", "finished"]
             before = [entry.kind for entry in read[: [e.kind for e in read].index("closing")]]
+            if number == 0:  # one first model is enough: the other one may come before or after `closing`
+                before = [kind for kind in before if kind != "rejected"]
             counted = [u.worker for entry in read if entry.kind == "accepted" for u in entry.updates]
             assert before == ["opened", *["accepted"] * (len(before) - 1)]
             if number:
