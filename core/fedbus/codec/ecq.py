@@ -40,8 +40,9 @@ class ECQ:
         """Its section of the plan."""
 
         model_config = ConfigDict(frozen=True, extra="forbid")
+        # Beyond 6 almost no value is half a step, and what is lost grows faster than it is sent.
         step: float = Field(
-            2.0, ge=0.05, le=8, description="in root mean squares; 4 for thin links, 2 or less after Adam"
+            2.0, ge=0.05, le=6, description="in root mean squares; 4 for thin links, 2 or less after Adam"
         )
         error_feedback: bool = Field(True, description="add what was lost to the next update")
 
