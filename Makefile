@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo bench test lint types fmt clean install containers
+.PHONY: demo bench test fuzz lint types fmt clean install containers
 
 install: $(STAMP)
 
@@ -22,6 +22,10 @@ bench: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# 100,000 hostile chunks; the short form is part of `test`.
+fuzz: $(STAMP)
+	PYTHONPATH=$$PYTHONPATH:tests $(BIN)/python -W error tests/unit/codec/test_fuzz.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
