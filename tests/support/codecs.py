@@ -12,6 +12,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in cod
     "ecq-coarse": ("ecq", {"step": 6}),
     "topk-sign": ("topk", {"values": "sign"}),
     "topk-many": ("topk", {"fraction": 0.25}),
+    "eden-2": ("eden", {"bits": 2}),
+    "eden-4": ("eden", {"bits": 4}),
     "topk-few": ("topk", {"fraction": 0.005}),
 }
 

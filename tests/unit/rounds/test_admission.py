@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -59,7 +60,7 @@ def test_a_wrong_key_or_value_is_named(values: dict[str, Any], says: list[str]) 
         (
             {"codec": {"up": "int9"}},
             "unknown codec 'int9'; did you mean 'int8'?",
-            "bf16, dense, ecq, int8, topk",
+            "bf16, dense, ecq",
         ),
         ({"codec": {"down": "danse"}}, "unknown codec 'danse'; did you mean 'dense'?", "dense"),
         (
@@ -156,7 +157,14 @@ def test_a_plan_keeps_its_digest_on_the_wire() -> None:
     assert Plan.model_validate_json(plan.model_dump_json(by_alias=True)).digest() == plan.digest()
 
 
-def test_a_codec_that_needs_feedback_carries_no_models() -> None:
-    error = _refusal({"task": "digits", "codec": {"down": {"name": "topk", "fraction": 0.1}}})
-    assert error.message == "plan refused: codec.down: topk is for differences, and models travel whole"
-    admit(read_plan({"task": "digits", "codec": {"up": {"name": "topk", "fraction": 0.1}}}))
+@pytest.mark.parametrize("codec", ["ecq", {"name": "topk", "fraction": 0.1}, "eden"])
+def test_a_codec_that_loses_much_carries_no_models(codec: Any) -> None:
+    error = _refusal({"task": "digits", "codec": {"down": codec}})
+    assert re.search(r"codec\.down: \w+ loses \d\d% of weights; it is for updates only", error.message)
+    assert error.hint == "dense, bf16 and int8 can carry models"
+    admit(read_plan({"task": "digits", "codec": {"up": codec}}))
+
+
+@pytest.mark.parametrize("codec", ["dense", "bf16", "int8"])
+def test_a_codec_that_loses_little_does(codec: str) -> None:
+    admit(read_plan({"task": "digits", "codec": {"down": codec}}))
