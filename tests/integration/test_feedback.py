@@ -64,25 +64,26 @@ class Peer:
         return sent
 
 
-@pytest.mark.parametrize("codec", ["ecq", "topk"])
+@pytest.mark.parametrize(("planned", "codec"), [("ecq", "ecq"), ("topk", "topk"), ("auto", "ecq")])
 async def test_nothing_is_lost_or_doubled(
-    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planned: str, codec: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_walk(tmp_path)
-    run, stored = f"feedback-{codec}", asyncio.Event()
+    run, stored = f"feedback-{planned}", asyncio.Event()
     async with federation(stack.credentials, tmp_path, workers=()) as parties:
         for name in WORKERS:
             connection = deaf(stored) if name == "w2" else Bus
             labels = {"name": name, "examples": "1"}
             await parties.join(name, labels=labels, tasks=(TASK,), connection=connection)
-        await parties.start(walk(rounds=ROUNDS, codec={"up": codec}), run)
+        await parties.start(walk(rounds=ROUNDS, codec={"up": planned}), run)
         await parties.until(stored.is_set, "w2 has sent its update of round 2")
         await parties.workers["w2"].crash()
         await parties.workers["w2"].start()
         report = await parties.finished(run)
         counted = [sorted(u.worker for u in r.accepted_updates) for r in report.rounds]
         assert counted == [list(WORKERS)] * ROUNDS
+        assert {u.codec for r in report.rounds for u in r.accepted_updates} == {codec}
         first = parties.round(run, 0).aggregated
         assert first
         expected = (await parties.model(first.model)).astype(np.float64)

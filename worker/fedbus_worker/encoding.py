@@ -6,6 +6,7 @@ The upload may follow it chunk by chunk; what it needs to know is here.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,16 +14,20 @@ from pathlib import Path
 from fedbus.base.clock import random_token
 from fedbus.base.errors import FedbusError, PayloadTooLarge
 from fedbus.bus.threads import apart
+from fedbus.codec.auto import AUTO, choose
 from fedbus.codec.chunk import chunk_digest
 from fedbus.codec.framing import Framing, up_codec
 from fedbus.codec.grid import Grid
 from fedbus.tasks.task import Trained
+from fedbus_schemas.plan import Named
 from fedbus_schemas.update import TensorSpec, UpdateManifest
 
 from fedbus_worker.assignments import Assignment
 from fedbus_worker.feedback import Feedback
 from fedbus_worker.models import read_vector
 from fedbus_worker.spool import Spool, SpooledUpdate
+
+log = logging.getLogger(__name__)
 
 Seat = tuple[str, int, str, str, str]  # run, round, worker, node, attempt: what names an update's messages
 
@@ -106,7 +111,7 @@ class Encoding:
 
     def _encode(self, grew: Callable[[], None]) -> SpooledUpdate:
         plan = self._news.plan
-        coded = up_codec(plan.codec.up, self._news.base)
+        coded, why = self._coded()
         framing = Framing(coded.name, coded.params)
         weight = 0
         with ExitStack() as files:
@@ -142,6 +147,7 @@ class Encoding:
             plan=self._news.plan_digest,
             base=self._news.base,
             codec=coded.name,
+            chosen=why,
             num_examples=self._trained.num_examples,
             metrics=dict(self._trained.metrics),
             chunks=self._digests,
@@ -152,8 +158,19 @@ class Encoding:
         self._spool.save(update)
         return update
 
+    def _coded(self) -> tuple[Named, str | None]:
+        """The codec, and why, where the plan leaves it to us."""
+        planned = up_codec(self._news.plan.codec.up, self._news.base)
+        if planned.name != AUTO:
+            return planned, None
+        _, sample = next(read_vector(self._spool.delta, self.grid))
+        choice = choose(sample)
+        log.info("codec chosen: %s", choice.why, extra={"run": self._news.run, "round": self._news.round})
+        return choice.codec, choice.why
+
     def _feedback(self, framing: Framing) -> Feedback | None:
-        if not framing.feedback:
+        # Where the codec is chosen anew each time, one that needs none may follow one that does.
+        if not framing.feedback and not self._residual.exists():
             return None
         return Feedback(framing, self.grid, self._residual, self._spool.delta)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from fedbus_schemas.base import Payload
 from fedbus_schemas.plan import Named
+from fedbus_schemas.update import UpdateManifest
 
 from fedbus.base.errors import ChunkRefused
 from fedbus.codec import Vector, codec
@@ -72,3 +73,13 @@ def up_codec(planned: Named, base: str | None) -> Named:
         base: model that the updates are differences to; None in the round that makes the first.
     """
     return planned if base else Named(name="dense")
+
+
+def framing_of(manifest: UpdateManifest, planned: Named) -> Framing:
+    """What decodes an update whose manifest was found good.
+
+    Args:
+        manifest: names its codec, which the worker chose where the plan says `auto`.
+        planned: of the plan.
+    """
+    return Framing(manifest.codec, planned.params if planned.name == manifest.codec else None)

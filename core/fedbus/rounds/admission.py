@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from fedbus.base.errors import PlanRefused, describe
 from fedbus.codec import codecs
+from fedbus.codec.auto import AUTO
 from fedbus.codec.measure import measure
 from fedbus.rounds.close import resolve
 from fedbus.selection import selections
@@ -43,7 +44,7 @@ def admit(plan: Plan) -> None:
     """
     strategies.build(plan.strategy.name, plan.strategy.params)
     selections.get(plan.cohort.select)
-    codecs.build(plan.codec.up.name, plan.codec.up.params)
+    _admit_up(plan.codec.up)
     _admit_down(plan.codec.down)
     if plan.data is not None:
         if plan.data.partition not in PARTITIONERS:
@@ -66,6 +67,13 @@ def admit(plan: Plan) -> None:
         except (ValueError, LookupError) as error:
             raise PlanRefused(f"plan refused: train: {error}") from error
     _admit_close(plan)
+
+
+def _admit_up(up: Named) -> None:
+    if up.name != AUTO:
+        codecs.build(up.name, up.params)
+    elif up.params:
+        raise PlanRefused(f"plan refused: codec.up: auto takes no parameters, got {', '.join(up.params)}")
 
 
 def _admit_down(down: Named) -> None:

@@ -9,6 +9,8 @@ from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.plan import Plan
 from fedbus_schemas.update import TensorSpec, UpdateManifest
 
+from fedbus.codec import codecs
+from fedbus.codec.auto import AUTO
 from fedbus.codec.framing import up_codec
 from fedbus.codec.grid import Grid, order
 from fedbus.rounds.close import Attempt
@@ -71,7 +73,10 @@ def judge_manifest(
     if manifest.base != opened.base:
         return Refusal("wrong-base", "is a delta to another model")
     codec = up_codec(plan.codec.up, opened.base).name
-    if manifest.codec != codec:
+    if codec == AUTO:
+        if manifest.codec not in codecs.names():
+            return Refusal("wrong-codec", f"is coded {manifest.codec}, which is not installed here")
+    elif manifest.codec != codec:
         said = "the plan says" if opened.base else "first weights travel"
         return Refusal("wrong-codec", f"is coded {manifest.codec}, {said} {codec}")
     if manifest.size_bytes > plan.max_update_bytes:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from fedbus_schemas.messages import Beat, Progress
 from fedbus_schemas.plan import Plan
 
+from fedbus.codec.auto import AUTO
+
 BEAT_S = 2.0
 # Five missed beats: a paused or briefly cut-off worker comes back unnoticed.
 LOST_AFTER_S = 10.0
@@ -132,7 +134,7 @@ class Roster:
             return "silent", f"not heard for {now - presence.at:.0f} s"
         if plan.task not in beat.capabilities.tasks:
             return "task", f"task {plan.task} is not installed there"
-        if plan.codec.up.name not in beat.capabilities.codecs:
+        if plan.codec.up.name not in (AUTO, *beat.capabilities.codecs):
             return "codec", f"codec {plan.codec.up.name} is not installed there"
         for label, wanted in plan.cohort.require.items():
             have = self.labels(name).get(label)

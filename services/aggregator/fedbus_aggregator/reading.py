@@ -13,7 +13,7 @@ from fedbus.bus import Bus
 from fedbus.bus.store import get, get_all
 from fedbus.bus.threads import apart
 from fedbus.codec import Vector
-from fedbus.codec.framing import Framing, up_codec
+from fedbus.codec.framing import Framing, framing_of
 from fedbus.codec.grid import Grid, Span
 from fedbus.rounds.close import Attempt
 from fedbus.rounds.collecting import Refusal, judge_attempt, judge_manifest
@@ -111,6 +111,7 @@ class UpdateReader:
             weight=float(manifest.num_examples),
             bytes=len(message.data) + (0 if manifest.body is not None else size),
             metrics=manifest.metrics,
+            codec=manifest.codec,
         )
         return ReadUpdate(entry, values, manifest.table)
 
@@ -120,8 +121,7 @@ class UpdateReader:
         """Decode every chunk into its place; returns what they weigh."""
         total = 0
         chunks = self._chunks(ref, manifest)
-        coded = up_codec(self._plan.codec.up, manifest.base)
-        framing = Framing(coded.name, coded.params)
+        framing = framing_of(manifest, self._plan.codec.up)
         try:
             for span, digest in zip(grid.spans, manifest.chunks, strict=True):
                 try:

@@ -165,6 +165,13 @@ def test_a_codec_that_loses_much_carries_no_models(codec: Any) -> None:
     admit(read_plan({"task": "digits", "codec": {"up": codec}}))
 
 
+def test_auto_is_for_updates_and_takes_no_parameters() -> None:
+    admit(read_plan({"task": "digits", "codec": {"up": "auto"}}))
+    error = _refusal({"task": "digits", "codec": {"up": {"name": "auto", "bits": 2}}})
+    assert error.message == "plan refused: codec.up: auto takes no parameters, got bits"
+    assert "unknown codec 'auto'" in _refusal({"task": "digits", "codec": {"down": "auto"}}).message
+
+
 @pytest.mark.parametrize("codec", ["dense", "bf16", "int8"])
 def test_a_codec_that_loses_little_does(codec: str) -> None:
     admit(read_plan({"task": "digits", "codec": {"down": codec}}))

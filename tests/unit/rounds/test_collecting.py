@@ -138,6 +138,16 @@ def test_refusals_of_a_first_models_table(tensors: list[TensorSpec], code: str, 
     assert says in refusal[1]
 
 
+def test_where_the_plan_says_auto_any_codec_that_is_installed_will_do() -> None:
+    auto = plan(codec={"up": "auto"})
+    assert _judge(_manifest(codec="ecq"), plan_=auto) is None
+    assert _judge(_manifest(codec="auto"), plan_=auto) == (
+        "wrong-codec",
+        "is coded auto, which is not installed here",
+    )
+    assert _judge(_first(_tensor("w", 10)), None, auto) is None
+
+
 def test_a_first_model_without_a_table_is_refused() -> None:
     assert (_judge(_manifest(base=None, codec="dense"), None) or ("",))[0] == "wrong-table"
 

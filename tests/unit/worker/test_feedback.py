@@ -186,6 +186,21 @@ async def test_without_feedback_nothing_is_kept(tmp_path: Path, codec: Any) -> N
     assert host.residuals.runs() == []
 
 
+async def test_a_codec_without_feedback_sends_what_is_left_of_another(tmp_path: Path) -> None:
+    host = Host(tmp_path, "auto")
+    delta = _delta(1)
+    await host.encode(1, delta)
+    update = host.spool(1).update
+    assert update is not None
+    assert update.manifest.codec == "ecq"
+    assert (update.manifest.chosen or "").startswith("ecq, step 2: ")
+    first = host.decoded(1)
+    host.settle(1, counted=True)
+    host.plan = plan(codec={"up": "int8"})
+    await host.encode(2, np.zeros(SIZE, np.float32))
+    np.testing.assert_allclose(first + host.decoded(2), delta, atol=0.02)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 async def test_what_is_not_finite_is_refused_and_not_kept(tmp_path: Path, value: float) -> None:
     host = Host(tmp_path)
