@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo bench test fuzz lint types fmt clean install containers
+.PHONY: demo bench bench-codecs test fuzz lint types fmt clean install containers
 
 install: $(STAMP)
 
@@ -19,6 +19,9 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/rounds.py --write
+
+bench-codecs: $(STAMP)
+	$(BIN)/python benchmarks/codecs.py --write
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
