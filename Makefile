@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo bench test lint types fmt clean install containers
+.PHONY: demo bench bench-codecs test fuzz lint types fmt clean install containers
 
 install: $(STAMP)
 
@@ -20,8 +20,15 @@ demo: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/rounds.py --write
 
+bench-codecs: $(STAMP)
+	$(BIN)/python benchmarks/codecs.py --write
+
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# 100,000 hostile chunks; the short form is part of `test`.
+fuzz: $(STAMP)
+	PYTHONPATH=$$PYTHONPATH:tests $(BIN)/python -W error tests/unit/codec/test_fuzz.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -106,7 +106,7 @@ def main() -> int:
         text = render(results, shlex.join(["python", "benchmarks/rounds.py", *sys.argv[1:]]), _today())
         print(text)
         if options.write and not failed:
-            put(text, DOCS)
+            put(text, DOCS, "make bench")
     return 1 if failed else 0
 
 

@@ -14,7 +14,6 @@ from statistics import median
 from fedbus.runtime.server import find_server
 from usage import KINDS, KindUsage
 
-BEGIN, END = "<!-- begin: make bench -->", "<!-- end: make bench -->"
 STAGES = (
     "opened to first accepted",
     "first to last accepted",
@@ -43,7 +42,7 @@ class Result:
 def render(results: Sequence[Result], command: str, date: str) -> str:
     """All tables, with the machine and the command."""
     parts = [
-        f"Measured on {date} with `{command}`. {_machine()}",
+        f"Measured on {date} with `{command}`. {machine()}",
         "**Time and traffic of a round.** Seconds from `opened` to the next `opened`; MB (1e6 bytes) that "
         "the broker received and sent per round; log entries appended per round, one after another.",
         _times(results),
@@ -58,20 +57,27 @@ def render(results: Sequence[Result], command: str, date: str) -> str:
     return "\n\n".join(parts)
 
 
-def put(text: str, path: Path) -> None:
+def put(text: str, path: Path, name: str) -> None:
     """Replace what stands between the markers of a file.
+
+    Args:
+        text: Markdown.
+        path: the file.
+        name: what the markers are called: the command that writes there.
 
     Raises:
         ValueError: the file has no markers.
     """
     before = path.read_text()
-    start, end = before.find(BEGIN), before.find(END)
+    begin, finish = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+    start, end = before.find(begin), before.find(finish)
     if not 0 <= start < end:
-        raise ValueError(f"{path} has no lines {BEGIN} and {END}")
-    path.write_text(f"{before[: start + len(BEGIN)]}\n\n{text}\n\n{before[end:]}")
+        raise ValueError(f"{path} has no lines {begin} and {finish}")
+    path.write_text(f"{before[: start + len(begin)]}\n\n{text}\n\n{before[end:]}")
 
 
-def _machine() -> str:
+def machine() -> str:
+    """The machine and what ran on it, in a sentence or two."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     version = subprocess.run([find_server(), "-v"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"nats-server: v(\S+)", version)
@@ -105,7 +111,7 @@ def _times(results: Sequence[Result]) -> str:
         ]
         for each in results
     ]
-    return _table(head, rows, 2)
+    return table(head, rows, 2)
 
 
 def _stages(results: Sequence[Result]) -> str:
@@ -113,7 +119,7 @@ def _stages(results: Sequence[Result]) -> str:
         [each.setting, each.telemetry, *(f"{median(stage):.4f}" for stage in zip(*each.stages, strict=True))]
         for each in results
     ]
-    return _table(["setting", "telemetry", *STAGES], rows, 2)
+    return table(["setting", "telemetry", *STAGES], rows, 2)
 
 
 def _usage(results: Sequence[Result]) -> str:
@@ -133,14 +139,14 @@ def _usage(results: Sequence[Result]) -> str:
             for mode in modes:
                 row += _cells(used[mode], those[mode].rounds) if mode in used else ["-"] * 3
             rows.append(row)
-    return _table(head, rows, 2)
+    return table(head, rows, 2)
 
 
 def _cells(usage: KindUsage, rounds: int) -> list[str]:
     return [f"{usage.rss / 2**20:.1f}", f"{usage.peak / 2**20:.1f}", f"{usage.cpu_s / rounds:.4f}"]
 
 
-def _table(head: list[str], rows: list[list[str]], words: int) -> str:
+def table(head: list[str], rows: list[list[str]], words: int) -> str:
     """A table that is readable as text too; all but the first `words` columns are aligned to the right."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
 

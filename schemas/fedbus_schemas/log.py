@@ -32,6 +32,7 @@ class AcceptedUpdate(Wire):
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     bytes: int = Field(ge=0, description="what the update weighed on the wire, manifest included")
     metrics: Metrics = {}
+    codec: Token | None = Field(None, description="the plan's, or the worker's choice where it says auto")
 
     @property
     def key(self) -> str:

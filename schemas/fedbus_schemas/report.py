@@ -19,6 +19,7 @@ class UpdateReport(Wire):
     weight: float
     bytes: int
     digest: str
+    codec: str | None
 
 
 class RefusalReport(Wire):

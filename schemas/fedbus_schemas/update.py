@@ -106,6 +106,7 @@ class UpdateManifest(_Packed):
     plan: Digest
     base: Digest | None = Field(description="model the update is a delta to; none: weights from zero")
     codec: Token
+    chosen: Reason | None = Field(None, description="why this codec, where the plan says auto")
     num_examples: int = Field(ge=1, le=10**12)
     metrics: Metrics = {}
     chunks: list[Digest] = Field(

@@ -47,7 +47,7 @@ async def test_models_are_the_weighted_mean_of_what_the_tasks_did(
         assert first
         base = await parties.model(first.model)
         initial = np.random.default_rng(7).normal(size=ELEMENTS).astype(np.float32)
-        assert (np.abs(base - initial) <= bound(name, initial) + 1e-6).all()
+        np.testing.assert_array_equal(base, initial, err_msg="first weights travel as they are")
         for r in report.rounds:
             assert sorted(r.cohort) == ["w1", "w2", "w3"]
             assert {u.worker: u.weight for u in r.accepted_updates} == EXAMPLES
@@ -86,6 +86,8 @@ async def test_a_round_leaves_log_and_streams_as_designed(stack: Stack, tmp_path
             kinds = [entry.kind for entry in read if entry.kind not in ("accepted", "rejected")]
             assert kinds == ["opened", "closing", "aggregated", "finished"]
             before = [entry.kind for entry in read[: [e.kind for e in read].index("closing")]]
+            if number == 0:  # one first model is enough: the other one may come before or after `closing`
+                before = [kind for kind in before if kind != "rejected"]
             counted = [u.worker for entry in read if entry.kind == "accepted" for u in entry.updates]
             # Two members make the first model, and one is enough.
             may = {"accepted", "rejected"} if number == 0 else {"accepted"}

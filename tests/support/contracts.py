@@ -82,7 +82,7 @@ ENTRIES: list[Entry] = [
             "excluded": [Excluded(worker="w4", code="labels", reason="labels do not match")],
         }
     ),
-    accepted(update("w1", weight=359.0, metrics={"loss": 0.25}), update("w2", "b2")),
+    accepted(update("w1", weight=359.0, metrics={"loss": 0.25}, codec="int8"), update("w2", "b2")),
     rejected("w2"), lost("w3"), closing(), voided("w1"), aggregated(), evaluated(), finished(), aborted(),
 ]  # fmt: skip
 
@@ -110,7 +110,9 @@ ROUND = RoundReport(
     reason="have 1 of 1 updates",
     cohort=["w1", "w2"],
     accepted=1,
-    accepted_updates=[UpdateReport(worker="w1", node="0", weight=5.0, bytes=10, digest=digest("u"))],
+    accepted_updates=[
+        UpdateReport(worker="w1", node="0", weight=5.0, bytes=10, digest=digest("u"), codec="int8")
+    ],
     rejected=[RefusalReport(worker="w2", code="late", reason="stored after the round was closing")],
     waiting=[],
     lost=[RefusalReport(worker="w3", code="silent", reason="not heard")],
@@ -235,7 +237,8 @@ JSON: dict[str, Wire] = {
 }
 UPDATE = UpdateManifest(
     run="run-0001", round=2, worker="w1", attempt="0123abcd", plan=digest("plan"), base=BASE, codec="int8",
-    num_examples=359, metrics={"loss": 0.25}, chunks=[digest("0"), digest("1")], size_bytes=200,
+    chosen="as measured", num_examples=359, metrics={"loss": 0.25}, chunks=[digest("0"), digest("1")],
+    size_bytes=200,
 )  # fmt: skip
 MODEL = ModelManifest(
     run="run-0001", round=0, parent=None, codec="dense", table=TABLE, chunks=[digest("0")], size_bytes=640

@@ -18,7 +18,7 @@ from fedbus.bus import Bus, Message
 from fedbus.bus.store import Publisher, get, get_last
 from fedbus.codec import Vector, codecs
 from fedbus.codec.chunk import chunk_digest
-from fedbus.codec.framing import Framing
+from fedbus.codec.framing import Framing, up_codec
 from fedbus.codec.grid import Grid
 from fedbus_schemas import subjects
 from fedbus_schemas.messages import Announcement, Beat, Capabilities, InboxNotices, Notice
@@ -101,7 +101,8 @@ class Scripted:
     def make(self, news: Announcement, values: Vector, weight: int = 1, **metrics: float) -> Update:
         """An honest update of one tensor `w`; its values are a delta, or a first model."""
         table = [TensorSpec(name="w", shape=values.shape, dtype="float32")]
-        framing = Framing(news.plan.codec.up.name, news.plan.codec.up.params)
+        coded = up_codec(news.plan.codec.up, news.base)
+        framing = Framing(coded.name, coded.params)
         spans = Grid.of(table).spans
         chunks = [framing.encode(span, values[span.offset : span.end]) for span in spans]
         manifest = UpdateManifest(
@@ -111,7 +112,7 @@ class Scripted:
             attempt=random_token(),
             plan=news.plan_digest,
             base=news.base,
-            codec=news.plan.codec.up.name,
+            codec=coded.name,
             num_examples=weight,
             metrics=metrics,
             chunks=[chunk_digest(chunk) for chunk in chunks],

@@ -189,7 +189,8 @@ class Agent:
                 if self._current and self._current[0].ref == ref:
                     await self._stop_current()
                 self._say_outcome(ref)
-                await self._work.forget(key)
+                await self._work.settle(key, self._announced.counted(ref))
+        self._work.forget_runs(self._is_run_over)
         if self._current and self._is_over(self._current[0]):
             await self._stop_current()
         if self._current is None:
@@ -201,6 +202,9 @@ class Agent:
 
     def _is_over(self, assignment: Assignment) -> bool:
         return not assignment.only_scores and self._announced.is_over(assignment.ref)
+
+    def _is_run_over(self, run: str) -> bool:
+        return self._announced.is_run_over(run) or (self._read and not self._announced.knows(run))
 
     def _is_score_wanted(self, assignment: Assignment) -> bool:
         return assignment.ref not in self._unscored and self._work.is_score_wanted(assignment)

@@ -114,6 +114,11 @@ class Announced:
             return False
         return last.round > ref.number or (last.round == ref.number and last.state == "closed")
 
+    def is_run_over(self, run: str) -> bool:
+        """Whether a run's last round is known to take no more updates."""
+        last = self._last.get(run)
+        return last is not None and last.state == "closed" and last.round >= last.plan.rounds
+
     def counted(self, ref: RoundRef) -> bool | None:
         """Whether this worker's update counted in a round that is over; None: not known any more."""
         last = self._last.get(ref.run)

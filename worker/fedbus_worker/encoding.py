@@ -6,18 +6,26 @@ The upload may follow it chunk by chunk; what it needs to know is here.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable
+from contextlib import ExitStack
+from pathlib import Path
 
 from fedbus.base.errors import FedbusError, PayloadTooLarge
 from fedbus.bus.modelfile import read_vector
 from fedbus.bus.threads import apart
+from fedbus.codec.auto import AUTO, choose
 from fedbus.codec.chunk import chunk_digest
-from fedbus.codec.framing import Framing
+from fedbus.codec.framing import Framing, up_codec
 from fedbus.codec.grid import Grid
+from fedbus_schemas.plan import Named
 from fedbus_schemas.update import UpdateManifest
 
 from fedbus_worker.assignments import Assignment
+from fedbus_worker.feedback import Feedback
 from fedbus_worker.spool import Spool, SpooledTraining, SpooledUpdate
+
+log = logging.getLogger(__name__)
 
 QUICK_BYTES = 4 << 20
 Seat = tuple[str, int, str, str, str]  # run, round, worker, node, attempt: what names an update's messages
@@ -34,9 +42,12 @@ class Encoding:
         assignment: what it is for.
         spool: where `delta` is, and where the chunks go.
         trained: what the task said of its work. Encoding it again gives the same bytes.
+        residual: what earlier updates of the run lost, where the codec wants it and there is a file.
     """
 
-    def __init__(self, assignment: Assignment, spool: Spool, trained: SpooledTraining) -> None:
+    def __init__(
+        self, assignment: Assignment, spool: Spool, trained: SpooledTraining, residual: Path
+    ) -> None:
         self.grid = Grid.of(trained.table)
         self.sizes: list[int] = []  # of the chunks that are encoded
         news, member = assignment.announcement, assignment.member
@@ -45,6 +56,7 @@ class Encoding:
         self._news = news
         self._spool = spool
         self._trained = trained
+        self._residual = residual
         self._digests: list[str] = []
         self._grown = asyncio.Event()
         self._stopped = False
@@ -101,13 +113,17 @@ class Encoding:
 
     def _encode(self, grew: Callable[[], None]) -> SpooledUpdate:
         plan = self._news.plan
-        framing = Framing(plan.codec.up.name, plan.codec.up.params)
+        coded, why = self._coded()
+        framing = Framing(coded.name, coded.params)
         weight = 0
-        with self._spool.chunks.open("wb") as file:
+        with ExitStack() as files:
+            file = files.enter_context(self._spool.chunks.open("wb"))
+            feedback = self._feedback(framing)
+            encode = files.enter_context(feedback).encode if feedback else framing.encode
             for span, values in read_vector(self._spool.delta, self.grid):
                 if self._stopped:
                     raise Stopped("the round is over")
-                data = framing.encode(span, values)
+                data = encode(span, values)
                 weight += len(data)
                 if weight > plan.max_update_bytes:
                     raise PayloadTooLarge(
@@ -119,6 +135,8 @@ class Encoding:
                 self._digests.append(chunk_digest(data))
                 self.sizes.append(len(data))
                 grew()
+            if feedback:
+                feedback.save(self._spool.lost)
         run, round_, worker, node, attempt = self.seat
         manifest = UpdateManifest(
             run=run,
@@ -128,7 +146,8 @@ class Encoding:
             attempt=attempt,
             plan=self._news.plan_digest,
             base=self._news.base,
-            codec=plan.codec.up.name,
+            codec=coded.name,
+            chosen=why,
             num_examples=self._trained.num_examples,
             metrics=self._trained.metrics,
             chunks=self._digests,
@@ -139,6 +158,22 @@ class Encoding:
         self._spool.save(update)
         self._spool.delta.unlink()
         return update
+
+    def _coded(self) -> tuple[Named, str | None]:
+        """The codec, and why, where the plan leaves it to us."""
+        planned = up_codec(self._news.plan.codec.up, self._news.base)
+        if planned.name != AUTO:
+            return planned, None
+        _, sample = next(read_vector(self._spool.delta, self.grid))
+        choice = choose(sample)
+        log.info("codec chosen: %s", choice.why, extra={"run": self._news.run, "round": self._news.round})
+        return choice.codec, choice.why
+
+    def _feedback(self, framing: Framing) -> Feedback | None:
+        # Where the codec is chosen anew each time, one that needs none may follow one that does.
+        if not framing.feedback and not self._residual.exists():
+            return None
+        return Feedback(framing, self.grid, self._residual, self._spool.losing)
 
 
 def seat_of(manifest: UpdateManifest) -> Seat:

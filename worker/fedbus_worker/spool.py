@@ -3,7 +3,9 @@
 A folder per assignment holds `delta.f32` and `trained.json` (until all is encoded), `chunks`
 (all chunks, back to back), `update.json` (what the manifest will say; written last, so it means
 "encoded"), `stored` (a byte for each acknowledged chunk) and `sent` (the manifest is
-acknowledged). The bytes that are sent again are the same bytes.
+acknowledged); where the codec wants error feedback also `lost` (what the encoding lost) and
+`offered` (the manifest was about to be sent: it may count). The bytes that are sent again are
+the same bytes.
 
 Nothing here is synced to the disk: a kill of the worker loses no write, and what a power
 cut damages is noticed by `intact` and made anew.
@@ -62,6 +64,26 @@ class Spool:
         """The encoded chunks, back to back."""
         return self.folder / "chunks"
 
+    @property
+    def lost(self) -> Path:
+        """What the encoding lost; see `fedbus_worker.feedback`."""
+        return self.folder / "lost"
+
+    @property
+    def losing(self) -> Path:
+        """The same while it is being encoded."""
+        return self.folder / "lost.part"
+
+    @property
+    def offered(self) -> bool:
+        """Whether a manifest that has `lost` beside it may have reached the broker."""
+        return (self.folder / "offered").exists()
+
+    def offer(self) -> None:
+        """The manifest is about to be sent."""
+        if self.lost.exists():
+            (self.folder / "offered").touch()
+
     def save(self, update: SpooledUpdate) -> None:
         """Write `update.json`, whole or not at all."""
         self._write("update.json", update)
@@ -115,7 +137,7 @@ class Spool:
 
     def restart(self) -> None:
         """Forget what was stored of an earlier attempt: another encoding follows."""
-        for name in ("sent", "stored", "update.json", "trained.json"):
+        for name in ("sent", "stored", "update.json", "trained.json", "lost", "lost.part", "offered"):
             (self.folder / name).unlink(missing_ok=True)
         self.update, self.sent = None, False
 

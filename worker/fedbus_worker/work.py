@@ -21,6 +21,7 @@ from fedbus_schemas.update import EvaluationReport, TensorSpec, UpdateManifest
 
 from fedbus_worker.assignments import Assignment
 from fedbus_worker.encoding import Encoding, Seat, seat_of
+from fedbus_worker.feedback import Residuals
 from fedbus_worker.scoring import Scoring
 from fedbus_worker.spool import Spool, SpooledTraining, SpooledUpdate, Spools, boot_id
 
@@ -48,6 +49,7 @@ class Work:
         self._trainer = trainer
         self._models = models
         self._spools = Spools(state / "spool")
+        self._residuals = Residuals(state / "residuals")
         self._data = str(data) if data else None
         self._labels = labels
         self._scoring = Scoring(bus, trainer, state / "scores")
@@ -82,9 +84,17 @@ class Work:
         spools = [self._spools.open(key) for key, spooled in self.spooled().items() if spooled == ref]
         return any(spool.update is not None and spool.update.manifest.attempt == attempt for spool in spools)
 
-    async def forget(self, key: str) -> None:
-        """Delete an assignment's files."""
+    async def settle(self, key: str, counted: bool | None) -> None:
+        """An assignment's round is over: keep what its update lost if it counted; delete its files."""
+        if spool := self._spools.known(key):
+            self._residuals.settle(key, spool, counted)
         await self._spools.forget(key)
+
+    def forget_runs(self, over: Callable[[str], bool]) -> None:
+        """Delete what updates lost in runs that are over."""
+        for run in self._residuals.runs():
+            if over(run):
+                self._residuals.forget(run)
 
     async def perform(self, assignment: Assignment, report: Report) -> SpooledUpdate:
         """Do what is left of an assignment.
@@ -106,7 +116,7 @@ class Work:
                     with step("evaluate"):
                         await self.score(assignment, report)
                 trained = await self._train(assignment, spool, report)
-            encoding = Encoding(assignment, spool, trained)
+            encoding = Encoding(assignment, spool, trained, self._residuals.path(assignment.key))
             if not encoding.is_small:
                 spool.save_training(trained)
             update = await self._encode_and_upload(spool, encoding, report)
@@ -170,7 +180,7 @@ class Work:
                     await self._send_chunks(spool, encoding.seat, encoding.sizes, ready, span)
                     update = await asyncio.shield(encoded)
                     span.attributes["bytes"] = update.manifest.size_bytes
-                    await self._send_manifest(update.manifest, report)
+                    await self._send_manifest(spool, update.manifest, report)
         except asyncio.CancelledError:
             encoding.stop()
             raise
@@ -192,7 +202,7 @@ class Work:
                     manifest, missing = with_body, []
             if missing:
                 await self._send_chunks(spool, seat_of(manifest), sizes, _each(missing), span, report)
-            await self._send_manifest(manifest, report)
+            await self._send_manifest(spool, manifest, report)
 
     async def _send_chunks(
         self,
@@ -219,7 +229,8 @@ class Work:
 
         await Publisher(self._bus).put_all(chunks(), stored)
 
-    async def _send_manifest(self, manifest: UpdateManifest, report: Report) -> None:
+    async def _send_manifest(self, spool: Spool, manifest: UpdateManifest, report: Report) -> None:
+        spool.offer()
         await Publisher(self._bus).put(subjects.update(*seat_of(manifest), "manifest"), manifest.pack())
         report("upload", 1.0)
 

@@ -25,6 +25,19 @@ class Codec(Protocol):
 
     name: ClassVar[str]
 
+    @property
+    def feedback(self) -> bool:
+        """Whether what an encoding lost shall be added to the next one's values: error feedback.
+
+        For codecs whose error is large or biased. The worker keeps what was lost.
+        """
+        ...
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether the error has the mean zero, so that it averages out over many updates."""
+        ...
+
     def encode(self, x: Vector) -> tuple[bytes, bool]:
         """Encode a contiguous float32 vector; the flag says whether codes went through blosc2."""
         ...

@@ -28,6 +28,8 @@ class BF16:
     """bfloat16: float32's range, 8 bits of precision."""
 
     name: ClassVar[str] = "bf16"
+    feedback: ClassVar[bool] = False
+    unbiased: ClassVar[bool] = False
 
     def encode(self, x: Vector) -> tuple[bytes, bool]:
         """Round to nearest even; finite values stay finite, NaN and infinities stay what they are."""

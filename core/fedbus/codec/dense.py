@@ -22,6 +22,8 @@ class Dense:
     """Raw float32: 4 bytes per element, every bit kept."""
 
     name: ClassVar[str] = "dense"
+    feedback: ClassVar[bool] = False
+    unbiased: ClassVar[bool] = True
 
     def encode(self, x: Vector) -> tuple[bytes, bool]:
         """Copy the values."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from fedbus_schemas.base import Payload
+from fedbus_schemas.plan import Named
+from fedbus_schemas.update import UpdateManifest
 
+from fedbus.base.errors import ChunkRefused
 from fedbus.codec import Vector, codec
-from fedbus.codec.chunk import codec_for, decode_chunk, encode_chunk
+from fedbus.codec.chunk import chunk_digest, codec_for, decode_chunk, encode_chunk
 from fedbus.codec.grid import Span
 
 
@@ -23,6 +27,11 @@ class Framing:
         self.name = name
         self._codecs = {"dense": codec("dense"), name: codec(name, params)}
 
+    @property
+    def feedback(self) -> bool:
+        """Whether what an encoding lost shall be added to the next update's values."""
+        return self._codecs[self.name].feedback
+
     def encode(self, span: Span, x: Vector) -> bytes:
         """One span's values as the bytes of its chunk."""
         name = codec_for(span, self.name)
@@ -32,6 +41,24 @@ class Framing:
         """Whether a span's values come back bit for bit."""
         return codec_for(span, self.name) == "dense"
 
+    def encode_and_subtract(self, span: Span, x: Vector, scratch: Vector) -> bytes:
+        """One span's values as the bytes of its chunk; what `x` then holds is what the receiver lacks.
+
+        Args:
+            span: the chunk's place.
+            x: its values. Of values that are not finite nothing is left: the receiver refuses them.
+            scratch: at least as long.
+        """
+        data = self.encode(span, x)
+        got = scratch[: len(x)]
+        try:
+            self.decode(data, chunk_digest(data), span, got)
+        except ChunkRefused:
+            x[:] = 0
+        else:
+            np.subtract(x, got, out=x)
+        return data
+
     def decode(self, data: Payload, digest: str, span: Span, out: Vector) -> None:
         """A chunk's bytes into `out`, which has the span's length.
 
@@ -40,3 +67,23 @@ class Framing:
         """
         name = codec_for(span, self.name)
         decode_chunk(data, digest, span, name, self._codecs[name], out)
+
+
+def up_codec(planned: Named, base: str | None) -> Named:
+    """The codec of a round's updates: the plan's for differences; whole first weights travel as they are.
+
+    Args:
+        planned: of the plan.
+        base: model that the updates are differences to; None in the round that makes the first.
+    """
+    return planned if base else Named(name="dense")
+
+
+def framing_of(manifest: UpdateManifest, planned: Named) -> Framing:
+    """What decodes an update whose manifest was found good.
+
+    Args:
+        manifest: names its codec, which the worker chose where the plan says `auto`.
+        planned: of the plan.
+    """
+    return Framing(manifest.codec, planned.params if planned.name == manifest.codec else None)

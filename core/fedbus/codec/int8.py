@@ -31,6 +31,8 @@ class Int8:
     """Block-scaled int8, stateless."""
 
     name: ClassVar[str] = "int8"
+    feedback: ClassVar[bool] = False
+    unbiased: ClassVar[bool] = False
 
     def encode(self, x: Vector) -> tuple[bytes, bool]:
         """Quantise; a block that holds NaN or an infinity gets a scale that `decode` refuses."""

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, get_args
 
-from fedbus_schemas.plan import Plan
+import numpy as np
+from fedbus_schemas.plan import Named, Plan
 from pydantic import BaseModel, ValidationError
 
 from fedbus.base.errors import PlanRefused, RoundError, UnknownName, describe
 from fedbus.codec import codecs
+from fedbus.codec.auto import AUTO
+from fedbus.codec.measure import measure
 from fedbus.rounds.close import resolve
 from fedbus.selection import selections
 from fedbus.strategies import strategies
@@ -19,6 +22,8 @@ from fedbus.tasks.params import build_params
 from fedbus.tasks.partition import PARTITIONERS
 
 _REFUSED = "plan refused: "
+# Share of the squares of whole weights. int8 loses 0.01 %.
+MOST_LOST_OF_A_MODEL = 0.01
 
 
 def read_plan(values: dict[str, Any]) -> Plan:
@@ -54,8 +59,8 @@ def _refusals(plan: Plan) -> Iterator[RoundError]:
     plugins: list[Callable[[], object]] = [
         partial(strategies.build, plan.strategy.name, plan.strategy.params),
         partial(selections.get, plan.cohort.select),
-        partial(codecs.build, plan.codec.up.name, plan.codec.up.params),
-        partial(codecs.build, plan.codec.down.name, plan.codec.down.params),
+        partial(_admit_up, plan.codec.up),
+        partial(_admit_down, plan.codec.down),
     ]
     for check in plugins:
         try:
@@ -64,6 +69,23 @@ def _refusals(plan: Plan) -> Iterator[RoundError]:
             yield error
     for reason in (*_of_data(plan), *_of_training(plan), *_of_closing(plan)):
         yield PlanRefused(_REFUSED + reason)
+
+
+def _admit_up(up: Named) -> None:
+    if up.name != AUTO:
+        codecs.build(up.name, up.params)
+    elif up.params:
+        raise PlanRefused(f"{_REFUSED}codec.up: auto takes no parameters, got {', '.join(up.params)}")
+
+
+def _admit_down(down: Named) -> None:
+    weights = np.random.RandomState(0).standard_normal(4096).astype(np.float32)
+    lost = measure(codecs.build(down.name, down.params), weights).nmse
+    if lost > MOST_LOST_OF_A_MODEL:
+        raise PlanRefused(
+            f"{_REFUSED}codec.down: {down.name} loses {lost:.0%} of weights; it is for updates only",
+            hint="dense, bf16 and int8 can carry models",
+        )
 
 
 def _of_data(plan: Plan) -> Iterator[str]:

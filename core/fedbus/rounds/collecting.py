@@ -11,6 +11,9 @@ from fedbus_schemas.plan import Plan
 from fedbus_schemas.update import TensorSpec, UpdateManifest
 
 from fedbus.base.errors import CodecError, DigestMismatch, StreamMissing
+from fedbus.codec import codecs
+from fedbus.codec.auto import AUTO
+from fedbus.codec.framing import up_codec
 from fedbus.codec.grid import Grid, order
 from fedbus.rounds.close import Attempt
 from fedbus.rounds.fold import Round
@@ -84,8 +87,13 @@ def judge_manifest(
         return Refusal("wrong-plan", "made under another plan")
     if manifest.base != opened.base:
         return Refusal("wrong-base", "is a delta to another model")
-    if manifest.codec != plan.codec.up.name:
-        return Refusal("wrong-codec", f"is coded {manifest.codec}, the plan says {plan.codec.up.name}")
+    codec = up_codec(plan.codec.up, opened.base).name
+    if codec == AUTO:
+        if manifest.codec not in codecs.names():
+            return Refusal("wrong-codec", f"is coded {manifest.codec}, which is not installed here")
+    elif manifest.codec != codec:
+        said = "the plan says" if opened.base else "first weights travel"
+        return Refusal("wrong-codec", f"is coded {manifest.codec}, {said} {codec}")
     if manifest.size_bytes > plan.max_update_bytes:
         return Refusal(
             "too-large",

@@ -20,7 +20,7 @@ _MEANING = {
     "close.late": "what becomes of updates that come after the round has closed",
     "train": "the task's own parameters; those left out have the task's defaults",
     "strategy": "how updates fold into one; with parameters: {name: fedavg}",
-    "codec.up": "updates; or dense, bf16",
+    "codec.up": "updates; or dense, bf16, ecq, eden, topk, auto",
     "codec.down": "models",
     "retain.rounds": "of so many closed rounds; or `retain: all`",
 }

@@ -35,7 +35,9 @@ def round_report(number: int, round_: Round) -> RoundReport:
         cohort=[member.worker for member in round_.members],
         accepted=len(round_.counted),
         accepted_updates=[
-            UpdateReport(worker=u.worker, node=u.node, weight=u.weight, bytes=u.bytes, digest=u.digest)
+            UpdateReport(
+                worker=u.worker, node=u.node, weight=u.weight, bytes=u.bytes, digest=u.digest, codec=u.codec
+            )
             for u in round_.counted
         ],
         rejected=_refusals(round_),

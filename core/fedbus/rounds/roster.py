@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from fedbus_schemas.messages import Beat, Progress
 from fedbus_schemas.plan import Plan
 
+from fedbus.codec.auto import AUTO
 from fedbus.rounds.reasons import ExclusionCode
 
 BEAT_S = 2.0
@@ -136,7 +137,7 @@ class Roster:
             return "silent", f"was not heard for over {LOST_AFTER_S:g} s"
         if plan.task not in beat.capabilities.tasks:
             return "task", f"task {plan.task} is not installed there"
-        if plan.codec.up.name not in beat.capabilities.codecs:
+        if plan.codec.up.name not in (AUTO, *beat.capabilities.codecs):
             return "codec", f"codec {plan.codec.up.name} is not installed there"
         for label, wanted in plan.cohort.require.items():
             have = self.labels(name).get(label)

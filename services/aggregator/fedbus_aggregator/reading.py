@@ -13,7 +13,7 @@ from fedbus.bus import Bus
 from fedbus.bus.store import get, get_all
 from fedbus.bus.threads import apart
 from fedbus.codec import Vector
-from fedbus.codec.framing import Framing
+from fedbus.codec.framing import Framing, framing_of
 from fedbus.codec.grid import Grid, Span
 from fedbus.rounds.close import Attempt
 from fedbus.rounds.collecting import Refusal, judge_attempt, judge_manifest
@@ -47,7 +47,6 @@ class UpdateReader:
     def __init__(self, bus: Bus, plan: Plan) -> None:
         self._bus = bus
         self._plan = plan
-        self._framing = Framing(plan.codec.up.name, plan.codec.up.params)
         self._free: list[Vector] = []
 
     def release(self, values: Vector) -> None:
@@ -112,6 +111,7 @@ class UpdateReader:
             weight=float(manifest.num_examples),
             bytes=len(message.data) + (0 if manifest.body is not None else size),
             metrics=manifest.metrics,
+            codec=manifest.codec,
         )
         return ReadUpdate(entry, values, manifest.table)
 
@@ -121,6 +121,7 @@ class UpdateReader:
         """Decode every chunk into its place; returns what they weigh."""
         total = 0
         chunks = self._chunks(ref, manifest)
+        framing = framing_of(manifest, self._plan.codec.up)
         try:
             for span, digest in zip(grid.spans, manifest.chunks, strict=True):
                 try:
@@ -132,7 +133,7 @@ class UpdateReader:
                         )
                         return Refusal("wrong-size", said, span.index)
                     out = values[span.offset : span.end]
-                    peak = await apart(out.nbytes, self._decode_one, data, digest, span, out)
+                    peak = await apart(out.nbytes, _decode, framing, data, digest, span, out)
                 except (CodecError, StreamMissing) as error:
                     return Refusal.unreadable(error, span.index)
                 if peak * manifest.num_examples > MOST_WEIGHTED:
@@ -141,11 +142,6 @@ class UpdateReader:
         finally:
             await chunks.aclose()
         return total
-
-    def _decode_one(self, data: Payload, digest: str, span: Span, out: Vector) -> float:
-        """Decode a chunk; returns the largest magnitude in it."""
-        self._framing.decode(data, digest, span, out)
-        return max(float(out.max()), -float(out.min()))
 
     async def _chunks(self, ref: RoundRef, manifest: UpdateManifest) -> AsyncGenerator[Payload]:
         if manifest.body is not None:
@@ -163,6 +159,12 @@ class UpdateReader:
     def _scratch(self, size: int) -> Vector:
         self._free = [vector for vector in self._free if vector.size == size]
         return self._free.pop() if self._free else np.empty(size, np.float32)
+
+
+def _decode(framing: Framing, data: Payload, digest: str, span: Span, out: Vector) -> float:
+    """Decode a chunk; returns the largest magnitude in it."""
+    framing.decode(data, digest, span, out)
+    return max(float(out.max()), -float(out.min()))
 
 
 def _lacks_memory(grid: Grid, free_vectors: int) -> Refusal | None:

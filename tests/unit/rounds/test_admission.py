@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -56,7 +57,11 @@ def test_a_wrong_key_or_value_is_named(values: dict[str, Any], says: list[str]) 
     ("values", "message", "hint"),
     [
         ({"strategy": "fedavgg"}, "unknown strategy 'fedavgg'; did you mean 'fedavg'?", "fedavg"),
-        ({"codec": {"up": "int9"}}, "unknown codec 'int9'; did you mean 'int8'?", "bf16, dense, int8"),
+        (
+            {"codec": {"up": "int9"}},
+            "unknown codec 'int9'; did you mean 'int8'?",
+            "bf16, dense, ecq",
+        ),
         ({"codec": {"down": "danse"}}, "unknown codec 'danse'; did you mean 'dense'?", "dense"),
         (
             {"cohort": {"select": "unifrom"}},
@@ -171,3 +176,23 @@ def test_a_task_whose_libraries_the_planner_lacks_is_checked_by_the_workers(
 def test_a_plan_keeps_its_digest_on_the_wire() -> None:
     plan = read_plan({"task": "digits", "train": {"lr": 1e-7, "b": 1.0, "a": [1, None]}, "retain": "all"})
     assert Plan.model_validate_json(plan.model_dump_json(by_alias=True)).digest() == plan.digest()
+
+
+@pytest.mark.parametrize("codec", ["ecq", {"name": "topk", "fraction": 0.1}, "eden"])
+def test_a_codec_that_loses_much_carries_no_models(codec: Any) -> None:
+    error = _refusal({"task": "digits", "codec": {"down": codec}})
+    assert re.search(r"codec\.down: \w+ loses \d\d% of weights; it is for updates only", error.message)
+    assert error.hint == "dense, bf16 and int8 can carry models"
+    admit(read_plan({"task": "digits", "codec": {"up": codec}}))
+
+
+def test_auto_is_for_updates_and_takes_no_parameters() -> None:
+    admit(read_plan({"task": "digits", "codec": {"up": "auto"}}))
+    error = _refusal({"task": "digits", "codec": {"up": {"name": "auto", "bits": 2}}})
+    assert error.message == "plan refused: codec.up: auto takes no parameters, got bits"
+    assert "unknown codec 'auto'" in _refusal({"task": "digits", "codec": {"down": "auto"}}).message
+
+
+@pytest.mark.parametrize("codec", ["dense", "bf16", "int8"])
+def test_a_codec_that_loses_little_does(codec: str) -> None:
+    admit(read_plan({"task": "digits", "codec": {"down": codec}}))

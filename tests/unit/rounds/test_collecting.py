@@ -76,7 +76,7 @@ def _judge(
 
 
 def _first(*tensors: TensorSpec, **changes: Any) -> UpdateManifest:
-    return _manifest(base=None, table=list(tensors), **changes)
+    return _manifest(**({"base": None, "codec": "dense", "table": list(tensors)} | changes))
 
 
 def _tensor(name: str = "w", *shape: int, group: str = "lossy") -> TensorSpec:
@@ -87,6 +87,10 @@ def test_a_good_manifest_is_not_refused() -> None:
     assert _judge(_manifest()) is None
     assert _judge(_manifest(body=b"x")) is None
     assert _judge(_first(_tensor("w", 10)), None) is None
+    assert _judge(_first(_tensor("w", 10), codec="int8"), None) == (
+        "wrong-codec",
+        "is coded int8, first weights travel dense",
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,8 +138,18 @@ def test_refusals_of_a_first_models_table(tensors: list[TensorSpec], code: str, 
     assert says in refusal[1]
 
 
+def test_where_the_plan_says_auto_any_codec_that_is_installed_will_do() -> None:
+    auto = plan(codec={"up": "auto"})
+    assert _judge(_manifest(codec="ecq"), plan_=auto) is None
+    assert _judge(_manifest(codec="auto"), plan_=auto) == (
+        "wrong-codec",
+        "is coded auto, which is not installed here",
+    )
+    assert _judge(_first(_tensor("w", 10)), None, auto) is None
+
+
 def test_a_first_model_without_a_table_is_refused() -> None:
-    assert (_judge(_manifest(base=None), None) or ("",))[0] == "wrong-table"
+    assert (_judge(_manifest(base=None, codec="dense"), None) or ("",))[0] == "wrong-table"
 
 
 def test_a_body_is_for_one_chunk_only() -> None:

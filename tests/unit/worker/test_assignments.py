@@ -148,3 +148,12 @@ def test_a_run_that_was_never_heard_of_is_not_over() -> None:
 def test_whether_our_update_counted(ended: EndedRound | None, counted: bool | None) -> None:
     assert _heard(_news(4, ended=ended)).counted(RoundRef("run-1", 3)) is counted
     assert _heard().counted(RoundRef("run-1", 3)) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "state", "over"),
+    [(3, "open", False), (3, "closed", False), (PLAN.rounds, "open", False), (PLAN.rounds, "closed", True)],
+)
+def test_a_run_is_over_when_its_last_round_is(number: int, state: str, over: bool) -> None:
+    assert _heard(_news(number, state)).is_run_over("run-1") == over
+    assert not _heard().is_run_over("run-1")

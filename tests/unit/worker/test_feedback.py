@@ -1,0 +1,302 @@
+"""Error feedback across rounds, crashes and damage: what was lost is sent later, once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fedbus.base.errors import ChunkRefused
+from fedbus.codec import Vector
+from fedbus.codec.framing import Framing
+from fedbus.codec.grid import CHUNK_ELEMENTS, Grid
+from fedbus_schemas.log import Member
+from fedbus_schemas.messages import Announcement
+from fedbus_schemas.update import TensorSpec
+from fedbus_worker import feedback
+from fedbus_worker.assignments import Assignment
+from fedbus_worker.encoding import Encoding, Stopped
+from fedbus_worker.feedback import Residuals
+from fedbus_worker.spool import Spool, SpooledTraining
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.rounds import NOW, digest, plan
+
+LOSSY, EXACT = CHUNK_ELEMENTS + 1000, 40  # two lossy chunks and an exact one
+TABLE = [
+    TensorSpec(name="w", shape=(LOSSY,), dtype="float32"),
+    TensorSpec(name="mean", shape=(EXACT,), dtype="float32", group="exact"),
+]
+SIZE = LOSSY + EXACT
+CODEC = {"name": "ecq", "step": 4}
+
+
+class Host:
+    """A worker's state folder, and what the rounds of one run do to it."""
+
+    def __init__(self, folder: Path, codec: Any = None) -> None:
+        self.folder = folder
+        self.plan = plan(codec={"up": codec or CODEC})
+        self.residuals = Residuals(folder / "residuals")
+
+    def spool(self, number: int) -> Spool:
+        return Spool(self.folder / "spool" / self.key(number))
+
+    def key(self, number: int, run: str = "run-1") -> str:
+        return f"{run}.{number}.0"
+
+    async def encode(self, number: int, delta: Vector, *, base: str | None = "base") -> Encoding:
+        """Encode a round's difference as the worker does; an error leaves what a kill would leave."""
+        encoding = self.encoding(number, delta, base=base)
+        await encoding.run(lambda _: None)
+        return encoding
+
+    def encoding(self, number: int, delta: Vector, *, base: str | None = "base") -> Encoding:
+        """What encodes a round's difference."""
+        news = Announcement(
+            run="run-1", round=number, state="open", plan=self.plan, plan_digest=self.plan.digest(),
+            base=digest(base) if base else None, members=[], opened_at=NOW, deadline_s=60.0, traceparent="",
+        )  # fmt: skip
+        assignment, spool = Assignment(news, Member(worker="w1")), self.spool(number)
+        delta.tofile(spool.delta)
+        trained = SpooledTraining(attempt="a", table=TABLE, num_examples=1, metrics={}, boot=None)
+        return Encoding(assignment, spool, trained, self.residuals.path(assignment.key))
+
+    def decoded(self, number: int) -> Vector:
+        """What the receiver gets."""
+        spool, out = self.spool(number), np.empty(SIZE, np.float32)
+        assert spool.update
+        manifest = spool.update.manifest
+        framing = Framing(manifest.codec)
+        for span, named in zip(Grid.of(TABLE).spans, manifest.chunks, strict=True):
+            data = spool.read(spool.update.sizes, span.index)
+            framing.decode(data, named, span, out[span.offset : span.end])
+        return out
+
+    def settle(self, number: int, counted: bool | None) -> None:
+        spool = self.spool(number)
+        self.residuals.settle(self.key(number), spool, counted)
+        spool.remove()
+
+    @property
+    def residual(self) -> Vector:
+        """What is kept; zeros where nothing is."""
+        path = self.residuals.path(self.key(1))
+        if not path.exists():
+            return np.zeros(LOSSY, np.float32)
+        return np.fromfile(path, np.float32)[:LOSSY]
+
+
+def _delta(seed: int) -> Vector:
+    return np.random.default_rng(seed).standard_normal(SIZE).astype(np.float32)
+
+
+async def test_what_is_lost_is_sent_later(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    true, sent = np.zeros(SIZE), np.zeros(SIZE)
+    for number in range(1, 9):
+        delta = _delta(number)
+        await host.encode(number, delta)
+        got = host.decoded(number)
+        np.testing.assert_array_equal(got[LOSSY:], delta[LOSSY:], err_msg="exact tensors are exact")
+        assert not host.spool(number).delta.exists()
+        host.settle(number, counted=True)
+        true += delta
+        sent += got
+        np.testing.assert_allclose(sent[:LOSSY] + host.residual, true[:LOSSY], atol=1e-4)
+    assert np.linalg.norm(true - sent) < 0.75 * np.linalg.norm(true)
+
+
+async def test_what_was_broken_off_is_encoded_again_as_the_same_bytes(tmp_path: Path) -> None:
+    """A worker that was killed while it encoded goes on under the same attempt."""
+    hosts = [Host(tmp_path / name) for name in ("whole", "broken")]
+    for host in hosts:
+        await host.encode(1, _delta(1))
+        host.settle(1, counted=True)
+    whole, broken = hosts
+    await whole.encode(2, _delta(2))
+    first = broken.encoding(2, _delta(2))
+    with pytest.raises(Stopped):
+        await first.run(lambda _: first.stop())
+    assert first.sizes
+    np.testing.assert_array_equal(np.fromfile(broken.spool(2).delta, np.float32), _delta(2))
+    await broken.encode(2, np.fromfile(broken.spool(2).delta, np.float32))
+    assert broken.spool(2).chunks.read_bytes() == whole.spool(2).chunks.read_bytes()
+    assert broken.spool(2).lost.read_bytes() == whole.spool(2).lost.read_bytes()
+
+
+async def test_an_update_that_did_not_count_changes_nothing(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    await host.encode(1, _delta(1))
+    host.settle(1, counted=True)
+    kept = host.residual
+    await host.encode(2, _delta(2))
+    second = host.decoded(2)
+    np.testing.assert_array_equal(host.residual, kept, err_msg="before the round is over")
+    host.settle(2, counted=False)
+    np.testing.assert_array_equal(host.residual, kept)
+    await host.encode(3, _delta(2))
+    np.testing.assert_array_equal(host.decoded(3), second)
+
+
+@pytest.mark.parametrize("offered", [True, False])
+async def test_of_an_unknown_end_what_was_offered_counts(tmp_path: Path, offered: bool) -> None:
+    host = Host(tmp_path)
+    await host.encode(1, _delta(1))
+    if offered:
+        host.spool(1).offer()
+    host.settle(1, counted=None)
+    assert host.residual.any() == offered
+
+
+# Where the worker is killed, what became of the update, and how often it was killed before that.
+steps = st.tuples(
+    st.sampled_from(["encoded", "offered", "settled"]),
+    st.sampled_from([True, False, None]),
+    st.integers(0, 2),
+)
+
+
+@given(rounds=st.lists(steps, min_size=1, max_size=5))
+@settings(derandomize=True, database=None, deadline=None, max_examples=25)
+def test_no_kill_loses_or_doubles(
+    tmp_path_factory: pytest.TempPathFactory, rounds: list[tuple[str, bool | None, int]]
+) -> None:
+    asyncio.run(_with_kills(tmp_path_factory.mktemp("host"), rounds))
+
+
+async def _with_kills(folder: Path, rounds: list[tuple[str, bool | None, int]]) -> None:
+    """A new process for each step: all that there is, is on disk."""
+    true, sent = np.zeros(LOSSY), np.zeros(LOSSY)
+    for number, (killed, counted, before) in enumerate(rounds, 1):
+        for _ in range(before):  # after chunks were encoded, before `update.json`
+            await Host(folder).encode(number, _delta(number + 100))
+            (Host(folder).spool(number).folder / "update.json").unlink()
+        delta = _delta(number)
+        await Host(folder).encode(number, delta)
+        if killed != "encoded":
+            Host(folder).spool(number).offer()
+        got = Host(folder).decoded(number)[:LOSSY]
+        if counted or (counted is None and killed != "encoded"):
+            true += delta[:LOSSY]
+            sent += got
+        if killed == "settled":  # after the rename, before the folder was removed
+            host = Host(folder)
+            host.residuals.settle(host.key(number), host.spool(number), counted)
+        Host(folder).settle(number, counted)
+        np.testing.assert_allclose(sent + Host(folder).residual, true, atol=1e-4)
+
+
+async def test_the_first_weights_travel_as_they_are_and_lose_nothing(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    await host.encode(0, _delta(1), base=None)
+    np.testing.assert_array_equal(host.decoded(0), _delta(1))
+    host.settle(0, counted=True)
+    assert host.residuals.runs() == []
+
+
+@pytest.mark.parametrize("codec", ["int8", {"name": "ecq", "error_feedback": False}])
+async def test_without_feedback_nothing_is_kept(tmp_path: Path, codec: Any) -> None:
+    host = Host(tmp_path, codec)
+    await host.encode(1, _delta(1))
+    assert not host.spool(1).lost.exists()
+    host.settle(1, counted=True)
+    assert host.residuals.runs() == []
+
+
+async def test_a_codec_without_feedback_sends_what_is_left_of_another(tmp_path: Path) -> None:
+    host = Host(tmp_path, "auto")
+    delta = _delta(1)
+    await host.encode(1, delta)
+    update = host.spool(1).update
+    assert update is not None
+    assert update.manifest.codec == "ecq"
+    assert (update.manifest.chosen or "").startswith("ecq, step 2: ")
+    first = host.decoded(1)
+    host.settle(1, counted=True)
+    host.plan = plan(codec={"up": "int8"})
+    await host.encode(2, np.zeros(SIZE, np.float32))
+    np.testing.assert_allclose(first + host.decoded(2), delta, atol=0.02)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+async def test_what_is_not_finite_is_refused_and_not_kept(tmp_path: Path, value: float) -> None:
+    host = Host(tmp_path)
+    delta = _delta(1)
+    delta[5] = value
+    await host.encode(1, delta)
+    with pytest.raises(ChunkRefused, match="non-finite"):
+        host.decoded(1)
+    host.settle(1, counted=True)
+    assert not host.residual[:CHUNK_ELEMENTS].any()
+    assert host.residual[CHUNK_ELEMENTS:].any()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "longer", "empty"])
+async def test_damage_is_noticed_and_left_out(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = Host(tmp_path)
+    await host.encode(1, _delta(1))
+    host.settle(1, counted=True)
+    kept = host.residual
+    path = host.residuals.path(host.key(1))
+    data = bytearray(path.read_bytes())
+    match damage:
+        case "flip":
+            data[100] ^= 1
+        case "cut":
+            del data[-1:]
+        case "longer":
+            data += b"\0"
+        case _:
+            data.clear()
+    path.write_bytes(data)
+    await host.encode(2, np.zeros(SIZE, np.float32))
+    assert "left out" in caplog.text
+    used = host.decoded(2)[:LOSSY] + np.fromfile(host.spool(2).lost, np.float32)[:LOSSY]
+    whole = slice(CHUNK_ELEMENTS, None) if damage == "flip" else slice(0, 0)  # chunks that are not damaged
+    expected = np.zeros_like(kept)
+    expected[whole] = kept[whole]
+    np.testing.assert_allclose(used, expected, atol=1e-6)
+
+
+async def test_runs_are_forgotten_and_few_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(tmp_path)
+    monkeypatch.setattr(feedback, "KEPT", 3)
+    for index in range(5):
+        key = f"run-{index}.1.0"
+        spool = Spool(tmp_path / "spool" / key)
+        spool.lost.write_bytes(b"lost")
+        os.utime(spool.lost, (index, index))
+        host.residuals.settle(key, spool, True)
+    assert sorted(path.name for path in (tmp_path / "residuals").iterdir()) == [
+        "run-2.0",
+        "run-3.0",
+        "run-4.0",
+    ]
+    again = Residuals(tmp_path / "residuals")
+    assert again.runs() == ["run-2", "run-3", "run-4"]
+    again.forget("run-3")
+    assert again.runs() == ["run-2", "run-4"]
+    assert not again.path("run-3.9.0").exists()
+
+
+async def test_memory_does_not_grow_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = 12
+    table = [TensorSpec(name="w", shape=(chunks * CHUNK_ELEMENTS,), dtype="float32")]
+    monkeypatch.setitem(globals(), "TABLE", table)
+    delta = np.random.default_rng(1).standard_normal(chunks * CHUNK_ELEMENTS, np.float32)
+    host = Host(tmp_path)
+    await host.encode(1, delta)
+    host.settle(1, counted=True)
+    tracemalloc.start()
+    try:
+        await host.encode(2, delta)
+        assert tracemalloc.get_traced_memory()[1] < 5 * 4 * CHUNK_ELEMENTS
+    finally:
+        tracemalloc.stop()
