@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo bench test lint types fmt clean install containers
+.PHONY: demo bench bench-peers test lint types fmt clean install containers
 
 install: $(STAMP)
 
@@ -19,6 +19,10 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/rounds.py --write
+
+# Makes environments for Flower and NVFlare in benchmarks/.envs; about 40 minutes.
+bench-peers: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python -m peers --write
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -39,5 +43,5 @@ containers:
 	deploy/check.sh
 
 clean:
-	rm -rf $(VENV) .fedbus build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) benchmarks/.envs .fedbus build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -94,7 +94,7 @@ def main() -> int:
             began = time.monotonic()
             name = f"{setting.label}, telemetry {telemetry}"
             try:
-                results.append(asyncio.run(_measure(setting, rounds, telemetry, options.timeout)))
+                results.append(asyncio.run(measure(setting, rounds, telemetry, options.timeout)))
                 print(f"{name}: measured in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
             except (DidNotFinish, FedbusError, OSError, TimeoutError, ValueError) as error:
                 failed = True
@@ -110,7 +110,14 @@ def main() -> int:
     return 1 if failed else 0
 
 
-async def _measure(setting: Setting, rounds: int, telemetry: str, timeout_s: float) -> Result:
+async def measure(setting: Setting, rounds: int, telemetry: str, timeout_s: float) -> Result:
+    """Start a stack, run the rounds and stop it.
+
+    Raises:
+        DidNotFinish: a run was aborted, takes too long, or had other rounds than it should.
+        FedbusError: a process ended or does not answer.
+        TimeoutError: not all workers are there in time.
+    """
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -42,8 +42,9 @@ class Result:
 
 def render(results: Sequence[Result], command: str, date: str) -> str:
     """All tables, with the machine and the command."""
+    load = f"Load average over the last 15 minutes, this benchmark included: {os.getloadavg()[2]:.1f}."
     parts = [
-        f"Measured on {date} with `{command}`. {_machine()}",
+        f"Measured on {date} with `{command}`. {machine()} {load}",
         "**Time and traffic of a round.** Seconds from `opened` to the next `opened`; MB (1e6 bytes) that "
         "the broker received and sent per round; log entries appended per round, one after another.",
         _times(results),
@@ -58,20 +59,21 @@ def render(results: Sequence[Result], command: str, date: str) -> str:
     return "\n\n".join(parts)
 
 
-def put(text: str, path: Path) -> None:
-    """Replace what stands between the markers of a file.
+def put(text: str, path: Path, begin: str = BEGIN, end: str = END) -> None:
+    """Replace what stands between two markers of a file.
 
     Raises:
         ValueError: the file has no markers.
     """
     before = path.read_text()
-    start, end = before.find(BEGIN), before.find(END)
-    if not 0 <= start < end:
-        raise ValueError(f"{path} has no lines {BEGIN} and {END}")
-    path.write_text(f"{before[: start + len(BEGIN)]}\n\n{text}\n\n{before[end:]}")
+    first, last = before.find(begin), before.find(end)
+    if not 0 <= first < last:
+        raise ValueError(f"{path} has no lines {begin} and {end}")
+    path.write_text(f"{before[: first + len(begin)]}\n\n{text}\n\n{before[last:]}")
 
 
-def _machine() -> str:
+def machine() -> str:
+    """A sentence on the machine and what runs there."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     version = subprocess.run([find_server(), "-v"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"nats-server: v(\S+)", version)
@@ -79,8 +81,7 @@ def _machine() -> str:
     return (
         f"Machine: {cores} cores ({_processor()}), {memory:.1f} GiB of memory, {platform.system()} "
         f"{platform.machine()}, Python {platform.python_version()}, nats-server "
-        f"{found[1] if found else version.strip()}. Load average over the last "
-        f"15 minutes, this benchmark included: {os.getloadavg()[2]:.1f}."
+        f"{found[1] if found else version.strip()}."
     )
 
 
@@ -105,7 +106,7 @@ def _times(results: Sequence[Result]) -> str:
         ]
         for each in results
     ]
-    return _table(head, rows, 2)
+    return table(head, rows, 2)
 
 
 def _stages(results: Sequence[Result]) -> str:
@@ -113,7 +114,7 @@ def _stages(results: Sequence[Result]) -> str:
         [each.setting, each.telemetry, *(f"{median(stage):.4f}" for stage in zip(*each.stages, strict=True))]
         for each in results
     ]
-    return _table(["setting", "telemetry", *STAGES], rows, 2)
+    return table(["setting", "telemetry", *STAGES], rows, 2)
 
 
 def _usage(results: Sequence[Result]) -> str:
@@ -133,14 +134,14 @@ def _usage(results: Sequence[Result]) -> str:
             for mode in modes:
                 row += _cells(used[mode], those[mode].rounds) if mode in used else ["-"] * 3
             rows.append(row)
-    return _table(head, rows, 2)
+    return table(head, rows, 2)
 
 
 def _cells(usage: KindUsage, rounds: int) -> list[str]:
     return [f"{usage.rss / 2**20:.1f}", f"{usage.peak / 2**20:.1f}", f"{usage.cpu_s / rounds:.4f}"]
 
 
-def _table(head: list[str], rows: list[list[str]], words: int) -> str:
+def table(head: list[str], rows: list[list[str]], words: int) -> str:
     """A table that is readable as text too; all but the first `words` columns are aligned to the right."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
 
