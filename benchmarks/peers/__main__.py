@@ -51,7 +51,8 @@ def main() -> int:
             return 130
         finally:
             end_all()
-    command = "make bench-peers" if options.write else shlex.join(["python -m peers", *sys.argv[1:]])
+    arguments = [] if options.render else sys.argv[1:]
+    command = shlex.join(["python", "-m", "peers", *arguments])
     text = render(trials, command, options.date or datetime.now(UTC).date().isoformat())
     print(text)
     failed = any(trial.system == "fedbus" and trial.error for trial in trials)

@@ -96,7 +96,7 @@ class Fleet:
             for name in group:
                 start(name)
             self.wait(
-                f"{len(names)} clients have joined",
+                f"all {len(names)} clients",
                 lambda group=group: all(sign in self.log(name) for name in group),  # type: ignore[misc]
             )
 
@@ -125,7 +125,7 @@ class Fleet:
         return told
 
     def wait(self, what: str, there: Callable[[], bool]) -> None:
-        """Wait until something is there.
+        """Wait until something is there; `what` names it.
 
         Raises:
             TrialFailed: a process ended, or it takes too long.
@@ -133,7 +133,7 @@ class Fleet:
         while not there():
             self._check()
             if time.monotonic() > self._deadline:
-                raise TrialFailed(f"not after {self._limit_s:g} s: {what}")
+                raise TrialFailed(f"{what} did not come within {self._limit_s:g} s")
             time.sleep(POLL_S)
 
     def log(self, name: str) -> str:

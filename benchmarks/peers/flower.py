@@ -57,7 +57,7 @@ def measure(setting: Setting, environment: Path, folder: Path) -> Measured:
                 str(port),
             ],
         )
-        fleet.wait("the SuperLink listens", lambda: "startup complete" in fleet.log(SERVER))
+        fleet.wait("a SuperLink that listens", lambda: "startup complete" in fleet.log(SERVER))
 
         def start(name: str) -> None:
             number = names.index(name)
@@ -81,12 +81,14 @@ def measure(setting: Setting, environment: Path, folder: Path) -> Measured:
         try:
             fleet.run(run)
             fleet.wait(
-                f"{warm_ups + rounds} rounds have ended",
+                f"the end of {warm_ups + rounds} rounds",
                 lambda: len(flower_edges(marks.read_text(), setting.clients)) > warm_ups + rounds,
             )
         except TrialFailed as error:
             done = max(0, len(marks.read_text().splitlines()) // 2)
-            raise TrialFailed(f"{error} (rounds ended: {done}; {last_words(fleet.log(SERVER))})") from error
+            raise TrialFailed(
+                f"{error}; {done} ended; the SuperLink: {last_words(fleet.log(SERVER))}"
+            ) from error
         finally:
             samples = watch.stop()
         edges = flower_edges(marks.read_text(), setting.clients)

@@ -55,11 +55,13 @@ def measure(setting: Setting, environment: Path, folder: Path) -> Measured:
         try:
             fleet.run([f"{programs}/nvflare", "job", "submit", "-j", str(folder / "job" / "rounds")])
             fleet.wait(
-                f"{warm_ups + rounds} rounds have ended", lambda: "Finished FedAvg" in fleet.log(SERVER)
+                f"the end of {warm_ups + rounds} rounds", lambda: "Finished FedAvg" in fleet.log(SERVER)
             )
         except TrialFailed as error:
             done = max(0, len(nvflare_edges(fleet.log(SERVER))) - 1)
-            raise TrialFailed(f"{error} (rounds ended: {done}; {last_words(fleet.log(SERVER))})") from error
+            raise TrialFailed(
+                f"{error}; {done} ended; the server: {last_words(fleet.log(SERVER))}"
+            ) from error
         finally:
             samples = watch.stop()
         edges = nvflare_edges(fleet.log(SERVER))
