@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo bench bench-codecs test fuzz lint types fmt clean install containers
+.PHONY: demo bench bench-codecs bench-memory bench-peers test fuzz lint types fmt clean install containers
 
 install: $(STAMP)
 
@@ -21,7 +21,14 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/rounds.py --write
 
 bench-codecs: $(STAMP)
-	$(BIN)/python benchmarks/codecs.py --write
+	$(BIN)/python benchmarks/coding.py --write
+
+bench-memory: $(STAMP)
+	$(BIN)/python benchmarks/memory.py --write
+
+# Makes environments for Flower and NVFlare in benchmarks/.envs; about 40 minutes.
+bench-peers: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python -m peers --write
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -46,5 +53,5 @@ containers:
 	deploy/check.sh
 
 clean:
-	rm -rf $(VENV) .fedbus build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) benchmarks/.envs .fedbus build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -94,7 +94,7 @@ def main() -> int:
             began = time.monotonic()
             name = f"{setting.label}, telemetry {telemetry}"
             try:
-                results.append(asyncio.run(_measure(setting, rounds, telemetry, options.timeout)))
+                results.append(asyncio.run(measure(setting, rounds, telemetry, options.timeout)))
                 print(f"{name}: measured in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
             except (DidNotFinish, FedbusError, OSError, TimeoutError, ValueError) as error:
                 failed = True
@@ -110,7 +110,14 @@ def main() -> int:
     return 1 if failed else 0
 
 
-async def _measure(setting: Setting, rounds: int, telemetry: str, timeout_s: float) -> Result:
+async def measure(setting: Setting, rounds: int, telemetry: str, timeout_s: float) -> Result:
+    """Start a stack, run the rounds and stop it.
+
+    Raises:
+        DidNotFinish: a run was aborted, takes too long, or had other rounds than it should.
+        FedbusError: a process ended or does not answer.
+        TimeoutError: not all workers are there in time.
+    """
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -143,15 +150,15 @@ async def _run(stack: LocalStack, setting: Setting, rounds: int, telemetry: str,
     bus = await Bus.connect(credentials)
     try:
         async with await Federation.connect(credentials) as federation:
-            await _gather(stack, federation, setting.workers, timeout_s)
-            await _finish(stack, federation, bus, _plan(setting, 1), "warm-up", timeout_s)
+            await gather(stack, federation, setting.workers, timeout_s)
+            await finish(stack, federation, bus, plan_of(setting, 1), "warm-up", timeout_s)
             first = snapshot()
             reset_peaks(list(first))
             traffic = await asyncio.to_thread(_traffic, stack)
             # One round more than there are intervals, and those that warm up.
             total = WARM_UPS + rounds + 1
-            plan = {**_plan(setting, total), "model": {"from": "warm-up"}}
-            await _finish(stack, federation, bus, plan, "measured", timeout_s)
+            plan = {**plan_of(setting, total), "model": {"from": "warm-up"}}
+            await finish(stack, federation, bus, plan, "measured", timeout_s)
             last = snapshot()
             now = await asyncio.to_thread(_traffic, stack)
         logs = [await _entries(bus, "measured", number) for number in range(1, total + 1)]
@@ -174,7 +181,8 @@ async def _run(stack: LocalStack, setting: Setting, rounds: int, telemetry: str,
     )
 
 
-def _plan(setting: Setting, rounds: int) -> dict[str, Any]:
+def plan_of(setting: Setting, rounds: int) -> dict[str, Any]:
+    """A plan of so many rounds that wait for all workers, and score nothing."""
     return {
         "task": "noop",
         "rounds": rounds,
@@ -186,7 +194,7 @@ def _plan(setting: Setting, rounds: int) -> dict[str, Any]:
     }
 
 
-async def _gather(stack: LocalStack, federation: Federation, workers: int, timeout_s: float) -> None:
+async def gather(stack: LocalStack, federation: Federation, workers: int, timeout_s: float) -> None:
     """Start the workers, a few at a time: many starts at once would keep the services from answering.
 
     Raises:
@@ -205,7 +213,7 @@ async def _gather(stack: LocalStack, federation: Federation, workers: int, timeo
                 await asyncio.sleep(POLL_S)
 
 
-async def _finish(
+async def finish(
     stack: LocalStack, federation: Federation, bus: Bus, plan: dict[str, Any], name: str, timeout_s: float
 ) -> None:
     """Start a run and wait for its end, asking seldom so that the asking costs little.

@@ -41,8 +41,9 @@ class Result:
 
 def render(results: Sequence[Result], command: str, date: str) -> str:
     """All tables, with the machine and the command."""
+    load = f"Load average over the last 15 minutes, this benchmark included: {os.getloadavg()[2]:.1f}."
     parts = [
-        f"Measured on {date} with `{command}`. {machine()}",
+        f"Measured on {date} with `{command}`. {machine()} {load}",
         "**Time and traffic of a round.** Seconds from `opened` to the next `opened`; MB (1e6 bytes) that "
         "the broker received and sent per round; log entries appended per round, one after another.",
         _times(results),
@@ -85,8 +86,7 @@ def machine() -> str:
     return (
         f"Machine: {cores} cores ({_processor()}), {memory:.1f} GiB of memory, {platform.system()} "
         f"{platform.machine()}, Python {platform.python_version()}, nats-server "
-        f"{found[1] if found else version.strip()}. Load average over the last "
-        f"15 minutes, this benchmark included: {os.getloadavg()[2]:.1f}."
+        f"{found[1] if found else version.strip()}."
     )
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -56,7 +57,7 @@ def main() -> int:
     learned = {name: [_learned(name, federations[seed], seed) for seed in seeds] for name in LEARNED}
     text = "\n\n".join(
         (
-            f"Measured on {datetime.now(UTC).date()} with `python benchmarks/codecs.py --write`. {machine()}",
+            f"Measured on {datetime.now(UTC).date()} with `python benchmarks/coding.py --write`. {machine()}",
             "**Bytes, error and speed** on one chunk, 258,048 elements: three clients' first updates of "
             "mnist5k, one behind the other. NMSE: squared error over squared values. GB/s of "
             f"float32 per CPU second of one core, median of {REPEATS}.",
@@ -85,8 +86,8 @@ def _speeds(x: Vector) -> str:
         found = measure(made, x)
         body, blosc = made.encode(x)
         out, view = np.empty_like(x), memoryview(body)
-        encode = _gigabytes_per_s(x, lambda made=made: made.encode(x))
-        decode = _gigabytes_per_s(x, lambda made=made, v=view, b=blosc, out=out: made.decode(v, b, out))
+        encode = _gigabytes_per_s(x, partial(made.encode, x))
+        decode = _gigabytes_per_s(x, partial(made.decode, view, blosc, out))
         rows.append([name, f"{found.ratio:.1f}", f"{found.nmse:.2g}", f"{encode:.2f}", f"{decode:.2f}"])
     return table(["codec", "ratio", "NMSE", "encode GB/s", "decode GB/s"], rows, 1)
 

@@ -1,0 +1,1 @@
+"""fedbus beside Flower and NVIDIA FLARE on one machine: `make bench-peers`."""
