@@ -40,7 +40,7 @@ ROUND = {
     "metrics",
     "kpis",
 }
-UPDATE = {"worker", "node", "weight", "bytes", "digest"}
+UPDATE = {"worker", "node", "weight", "bytes", "digest", "codec"}
 WORKERS = ("ann", "bob", "cy")
 
 

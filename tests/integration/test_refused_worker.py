@@ -51,6 +51,7 @@ async def test_a_broker_that_is_not_there_and_then_refuses_for_a_moment_ends_nob
         )
         put_back(stack, before)
         bus = await connecting
+        await bus.wait_up()  # it may have been let in before its credential was taken away
         await bus.flush()
         await bus.close()
 

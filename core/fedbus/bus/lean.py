@@ -51,6 +51,7 @@ class LeanLink(Link, asyncio.BufferedProtocol):
         self._room = asyncio.Event()
         self._room.set()
         self._refused: str | None = None
+        self._ending = False  # our half is closed
         self._received = self._written = 0
 
     # What a link does
@@ -123,8 +124,12 @@ class LeanLink(Link, asyncio.BufferedProtocol):
         await pong
 
     async def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
+        if self._transport is not None and not self._gone.done():
+            # We end our half, and the broker, once it has read all of it, the other. To close the socket
+            # while something unread lies in it would throw away what is still on its way out.
+            if not self._ending and not self._transport.is_closing():
+                self._ending = True
+                self._transport.write_eof()
             await self._wait_sent(self._gone)
 
     def abort(self) -> None:
@@ -151,7 +156,7 @@ class LeanLink(Link, asyncio.BufferedProtocol):
         }
 
     def _write(self, data: bytes) -> None:
-        if self._transport is None or self._gone.done() or self._transport.is_closing():
+        if self._transport is None or self._ending or self._gone.done() or self._transport.is_closing():
             raise BusUnavailable("the connection to the broker is over")
         self._written += len(data)
         self._transport.write(data)
