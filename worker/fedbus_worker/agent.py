@@ -104,6 +104,7 @@ class Agent:
         self._bus = bus
         self._clock = clock or SystemClock()
         self._labels = labels or {}
+        self._trainer = trainer
         self._models = ModelCache(bus, models or state / "models")
         self._work = Work(bus, trainer, state, self._models, data, self._labels)
         self._announced = Announced(self.name)
@@ -228,6 +229,7 @@ class Agent:
                 loop.call_soon_threadsafe(self._news.set)
 
         try:
+            await self._trainer.begin(ref.run)
             if assignment.only_scores:
                 with self._traced("evaluate", assignment):
                     score = await self._work.score(assignment, report)
