@@ -82,3 +82,16 @@ def test_completion_prints_the_shells_script(shell: str) -> None:
     assert done.exit_code == 0
     assert "_FEDBUS_COMPLETE" in done.output
     assert run("completion", "tcsh").exit_code == 2
+
+
+def test_a_label_that_yaml_does_not_take_for_text_is_to_be_quoted(file: Path) -> None:
+    file.write_text("task: digits\ncohort: {require: {gpu: yes}}\n")
+    done = run("plan", "lint", file)
+    assert done.exit_code == 30
+    assert 'gpu: "yes"' in done.output
+
+
+@pytest.mark.parametrize("value", ["yes", "3", "'yes'"])
+def test_a_label_that_is_set_at_the_prompt_is_text(file: Path, value: str) -> None:
+    shown = run("plan", "show", file, "--json", "--set", f"cohort.require.gpu={value}").output
+    assert json.loads(shown)["cohort"]["require"] == {"gpu": value.strip("'")}
