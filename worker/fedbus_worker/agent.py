@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedbus.base.clock import Clock, SystemClock, random_token
-from fedbus.base.errors import BusError, BusUnavailable, FedbusError, NotAcked, StreamMissing
+from fedbus.base.errors import BusError, BusUnavailable, ChildDied, FedbusError, NotAcked, StreamMissing
 from fedbus.bus import Bus, Message
 from fedbus.bus.modelcache import ModelCache
 from fedbus.bus.store import get, get_last
@@ -212,7 +212,8 @@ class Agent:
             counted
         ]
         if ref.number == 0:
-            said = "the first model is made"
+            made = self._announced.has_model(ref)
+            said = "the first model is made" if made else "it ended without a model"
         log.info("round is over: %s", said, extra={"run": ref.run, "round": ref.number})
 
     async def _do(self, assignment: Assignment) -> None:
@@ -244,7 +245,8 @@ class Agent:
             log.warning("the broker did not do it, trying again: %s", error, extra=about)
             await self._bus.wait_up()
         except FedbusError as error:
-            self._give_up(assignment, error.message, error.hint)
+            # The last words of a child that died stand in the log already.
+            self._give_up(assignment, error.message, None if isinstance(error, ChildDied) else error.hint)
         except Exception as error:  # a full disk, a bug: the planner is told, and the worker lives on
             log.exception("round failed", extra=about)
             self._give_up(assignment, f"{type(error).__name__}: {error}", None)

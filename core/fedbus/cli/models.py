@@ -9,6 +9,7 @@ from fedbus_schemas.report import ModelDetails, ModelReport
 from rich.markup import escape
 from rich.table import Table
 
+from fedbus.base.errors import ConfigError
 from fedbus.cli.output import (
     console,
     dir_option,
@@ -61,12 +62,17 @@ def show(ref: str, folder: Path | None, url: str | None, as_json: bool) -> None:
 @model_group.command()
 @click.argument("ref", metavar="MODEL")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--force", is_flag=True, help="Write over a file that exists.")
 @dir_option
 @url_option
 @json_option
 @reporting
-def export(ref: str, file: Path, folder: Path | None, url: str | None, as_json: bool) -> None:
-    """Write a MODEL (RUN, RUN/N or an imported one's name) to a safetensors FILE."""
+def export(ref: str, file: Path, force: bool, folder: Path | None, url: str | None, as_json: bool) -> None:
+    """Write a MODEL (RUN, RUN/N or an imported one's name) to a FILE called *.safetensors."""
+    if file.suffix != ".safetensors":
+        raise ConfigError(f"{file}: the format is safetensors", hint=f"call it {file.stem}.safetensors")
+    if file.exists() and not force:
+        raise ConfigError(f"{file} exists already", hint="--force writes over it")
     found = with_federation(folder, url, lambda federation: federation.models.export(ref, file))
     if as_json:
         print_json(found)

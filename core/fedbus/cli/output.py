@@ -82,18 +82,23 @@ def with_federation(folder: Path | None, url: str | None, work: Callable[[Federa
     return asyncio.run(go())
 
 
-def run_details(report: RunReport) -> Group:
-    """A run: its state, a table of its rounds, and who was left out, lost or refused, and why."""
+def run_details(report: RunReport, *, why: bool = True) -> Group:
+    """A run: its state, a table of its rounds, and who was left out, lost or refused, and why.
+
+    Args:
+        report: the run.
+        why: with the reason of its state.
+    """
     # Reasons carry peers' words: they are text, and never markup.
     lines = mishaps(report)
     if (more := len(lines) - MOST_LINES) > 0:
         lines = [f"{more} more before these: fedbus round show {report.run}/N", *lines[more:]]
-    return Group(run_table(report), *[Text(line) for line in lines])
+    return Group(run_table(report, why=why), *[Text(line) for line in lines])
 
 
-def run_table(report: RunReport) -> Group:
+def run_table(report: RunReport, *, why: bool = True) -> Group:
     """A run's state, and its rounds, a line each."""
-    said = f"{report.run}: {report.state}" + (f": {because(report)}" if report.reason else "")
+    said = f"{report.run}: {report.state}" + (f": {because(report)}" if report.reason and why else "")
     return Group(Text(said), *([_round_table(report)] if report.rounds else []))
 
 

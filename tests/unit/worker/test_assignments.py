@@ -148,3 +148,16 @@ def test_a_run_that_was_never_heard_of_is_not_over() -> None:
 def test_whether_our_update_counted(ended: EndedRound | None, counted: bool | None) -> None:
     assert _heard(_news(4, ended=ended)).counted(RoundRef("run-1", 3)) is counted
     assert _heard().counted(RoundRef("run-1", 3)) is None
+
+
+@pytest.mark.parametrize(
+    ("news", "made"),
+    [
+        (_news(0, "closed", ended=EndedRound(round=0, accepted=["w2"])), True),
+        (_news(0, "closed", ended=EndedRound(round=0, accepted=[])), False),
+        (_news(0, "closed"), False),
+        (_news(1), True),
+    ],
+)
+def test_a_round_that_was_aborted_has_made_no_model(news: Announcement, made: bool) -> None:
+    assert _heard(news).has_model(RoundRef("run-1", 0)) is made
