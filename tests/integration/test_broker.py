@@ -203,12 +203,31 @@ def test_a_server_that_is_too_old_or_none_at_all_is_refused(
         Broker(tmp_path / "stack").start()
 
 
-def test_a_server_that_ends_at_its_start_is_quoted(tmp_path: Path) -> None:
+def test_a_server_that_ends_at_its_start_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = '[ "$1" = -v ] && echo nats-server: v2.12.1 && exit\necho "[FTL] out of luck" >&2\nexit 1\n'
+    monkeypatch.setenv("FEDBUS_NATS_SERVER", str(script(tmp_path / "server", text)))
+    with pytest.raises(BusUnavailable, match="out of luck"):
+        Broker(tmp_path / "stack").start()
+
+
+@pytest.mark.parametrize(
+    ("listen", "said"),
+    [
+        ("nonsense.invalid:4222", "there is no host 'nonsense.invalid'"),
+        ("203.0.113.7:4222", "no address of this machine"),
+    ],
+)
+def test_an_address_that_is_not_ours_is_explained(tmp_path: Path, listen: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Broker(tmp_path, listen=listen).start()
+
+
+def test_a_port_that_another_process_has_is_explained(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         own = Broker(tmp_path, listen=f"127.0.0.1:{taken.getsockname()[1]}")
-        with pytest.raises(BusUnavailable, match="address already in use"):
+        with pytest.raises(ConfigError, match="another process does"):
             own.start()
         assert not own.running()
     own.start()  # the folder was let go

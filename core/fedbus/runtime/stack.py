@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Self
 
 from fedbus.base.errors import BusUnavailable
-from fedbus.runtime.broker import LOOPBACK, Broker
+from fedbus.runtime.broker import Broker
 from fedbus.runtime.claim import Claim
+from fedbus.runtime.listening import LOOPBACK
 from fedbus.runtime.logfile import is_long, put_aside, tail
 from fedbus.runtime.rights import SERVICES
 from fedbus.runtime.stackfile import STACK_LOCK, make_folder
