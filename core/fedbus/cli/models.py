@@ -11,11 +11,13 @@ from rich.table import Table
 
 from fedbus.base.errors import ConfigError
 from fedbus.cli.output import (
+    DIGEST,
     console,
     dir_option,
     json_option,
     print_json,
     reporting,
+    size,
     url_option,
     with_federation,
 )
@@ -100,12 +102,14 @@ def import_(file: Path, name: str | None, folder: Path | None, url: str | None, 
 def model_list(models: list[ModelReport]) -> Table:
     """All models, a line each."""
     table = Table()
-    for column in ("model", "task", "MB", "metrics", "made", "digest"):
-        table.add_column(column, justify="right" if column == "MB" else "left")
+    for column in ("model", "task", "size", "metrics", "made", "digest"):
+        # On a narrow terminal it is these two that are folded.
+        foldable = column in ("task", "made")
+        table.add_column(column, justify="right" if column == "size" else "left", no_wrap=not foldable)
     for m in models:
         made = m.created_at if m.source == "train" else f"{m.created_at} (imported)"
         metrics = _said({name: value for name, value in m.metrics.items() if not name.startswith("train_")})
-        cells = (m.name, m.task or "", f"{m.size_bytes / 1e6:.3f}", metrics, made, m.digest[:12])
+        cells = (m.name, m.task or "", size(m.size_bytes), metrics, made, m.digest[:DIGEST])
         table.add_row(*map(escape, cells))
     return table
 
@@ -120,7 +124,7 @@ def model_details(m: ModelDetails) -> Table:
         "source": m.source,
         "made": m.created_at,
         "elements": str(m.elements),
-        "size": f"{m.size_bytes / 1e6:.3f} MB, {m.codec}",
+        "size": f"{size(m.size_bytes)}, {m.codec}",
         "metrics": _said(m.metrics) or "none",
     }
     for fact, value in facts.items():

@@ -42,7 +42,7 @@ def test_init_writes_over_nothing_unless_told(file: Path) -> None:
     assert "exists already\nhint: --force" in done.output
     assert run("plan", "init", file, "--task", "iris:Iris", "--force").exit_code == 0
     assert "\ntask: iris:Iris " in file.read_text()
-    assert "note: task iris:Iris is not installed here" in run("plan", "lint", file).output
+    assert "note: iris:Iris is not imported here" in run("plan", "lint", file).output
     assert run("plan", "init", file.parent / "no" / "such").exit_code == 10
 
 
