@@ -17,6 +17,7 @@ from fedbus.base.errors import AuthRefused, BusUnavailable, ConfigError, ServerT
 from fedbus.bus import Bus
 from fedbus.bus.provision import provision
 from fedbus.runtime.broker import Broker, add_worker
+from fedbus.runtime.identity import credentials_of
 from fedbus.runtime.probe import Answer, probe
 from fedbus.runtime.server import find_server
 from fedbus.runtime.stackfile import read_stack
@@ -268,3 +269,12 @@ async def test_the_account_tells_how_much_it_may_store(tmp_path: Path) -> None:
         assert (await planner.api("INFO"))["limits"]["max_storage"] == stack_file.max_file
         assert planner.nc.max_payload == 2 << 20
     wait_until(lambda: not stack.broker.running(), "the broker has stopped")
+
+
+def test_who_types_a_command_is_told_that_the_stack_is_stopped_and_a_service_waits(tmp_path: Path) -> None:
+    with Broker(tmp_path):
+        assert credentials_of("operator", tmp_path).user == "operator"
+    with pytest.raises(BusUnavailable, match="is not running") as caught:
+        credentials_of("operator", tmp_path)
+    assert caught.value.hint == f"start it with: fedbus up --dir {tmp_path}"
+    assert credentials_of("planner", tmp_path).user == "planner"
