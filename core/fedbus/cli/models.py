@@ -107,7 +107,7 @@ def model_list(models: list[ModelReport]) -> Table:
         foldable = column in ("task", "made")
         table.add_column(column, justify="right" if column == "size" else "left", no_wrap=not foldable)
     for m in models:
-        made = m.created_at if m.source == "train" else f"{m.created_at} (imported)"
+        made = m.created_at[:19].replace("T", " ") + (" (imported)" if m.source == "import" else "")
         metrics = _said({name: value for name, value in m.metrics.items() if not name.startswith("train_")})
         cells = (m.name, m.task or "", size(m.size_bytes), metrics, made, m.digest[:DIGEST])
         table.add_row(*map(escape, cells))
