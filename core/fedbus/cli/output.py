@@ -182,6 +182,6 @@ def round_details(r: RoundReport) -> Table:
     if r.metrics:
         table.add_row("metrics", " ".join(f"{k}={v:.4f}" for k, v in r.metrics.items()))
     if r.model:
-        table.add_row("model", r.model[:DIGEST])
+        table.add_row("model", r.model)
     table.add_row("trace", r.trace_id)
     return table
