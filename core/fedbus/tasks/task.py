@@ -130,7 +130,7 @@ class TrainingTask:
     params: Any
 
     def load(self, site: Site) -> Any:
-        """Read the data. Called once per child and site; the result is kept between rounds."""
+        """Read the data. The result is kept: a new run reads again when code or folder have changed."""
         raise NotImplementedError(type(self).__name__ + " must define load(site)")
 
     def model(self, seed: int) -> Any:
