@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from fedbus_schemas.base import RunName, Token, Wire
 
@@ -31,6 +31,19 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 Params = Annotated[dict[str, Any], AfterValidator(_plain)]
 
+
+def _quoted(labels: Any) -> Any:
+    """Refuse what YAML made of a word without quotes, and say how to write it."""
+    for name, value in labels.items() if isinstance(labels, dict) else ():
+        if isinstance(value, bool | int | float):
+            raise ValueError(
+                f'put the value of {name} in quotes, as in {name}: "yes"; without them YAML reads '
+                "yes, no, on and off as true or false, and digits as a number"
+            )
+    return labels
+
+
+Labels = Annotated[dict[str, str], BeforeValidator(_quoted)]
 
 # A cohort is announced in one message of at most 2 MiB, about 60 bytes for each member.
 MOST_MEMBERS = 20_000
@@ -83,7 +96,7 @@ class Cohort(Wire):
     fraction: float = Field(1.0, gt=0, le=1, description="share of eligible workers wanted in a round")
     min: int = Field(1, ge=1, le=MOST_MEMBERS, description="a round waits until so many workers are eligible")
     over_select: float = Field(1.0, ge=1, le=10, description="invite so many times more than wanted")
-    require: dict[str, str] = Field({}, description="labels that a worker must carry")
+    require: Labels = Field({}, description="labels that a worker must carry")
 
 
 class Close(Wire):

@@ -81,7 +81,9 @@ def test_models_go_out_and_come_back(tmp_path: Path) -> None:
             (("import", "plan.yaml"), 30, "is not a safetensors file"),
             (("import", "taken.safetensors", "--name", "run-0001"), 30, "error[model-refused]"),
             (("import", "absent.safetensors"), 10, "there is no file"),
-            (("export", "run-0001", "nowhere/file"), 10, "cannot write"),
+            (("export", "run-0001", "nowhere/file.safetensors"), 10, "cannot write"),
+            (("export", "run-0001", "taken.npz"), 10, "call it taken.safetensors"),
+            (("export", "run-0001", "taken.safetensors"), 10, "--force writes over it"),
         ):
             done = typed.run("fedbus", "model", *command)
             assert (done.code, said in done.err) == (code, True), (command, done.err)

@@ -17,6 +17,7 @@ from fedbus.base.errors import AuthRefused, BusUnavailable, ConfigError, ServerT
 from fedbus.bus import Bus
 from fedbus.bus.provision import provision
 from fedbus.runtime.broker import Broker, add_worker
+from fedbus.runtime.identity import credentials_of
 from fedbus.runtime.probe import Answer, probe
 from fedbus.runtime.server import find_server
 from fedbus.runtime.stackfile import read_stack
@@ -203,12 +204,31 @@ def test_a_server_that_is_too_old_or_none_at_all_is_refused(
         Broker(tmp_path / "stack").start()
 
 
-def test_a_server_that_ends_at_its_start_is_quoted(tmp_path: Path) -> None:
+def test_a_server_that_ends_at_its_start_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = '[ "$1" = -v ] && echo nats-server: v2.12.1 && exit\necho "[FTL] out of luck" >&2\nexit 1\n'
+    monkeypatch.setenv("FEDBUS_NATS_SERVER", str(script(tmp_path / "server", text)))
+    with pytest.raises(BusUnavailable, match="out of luck"):
+        Broker(tmp_path / "stack").start()
+
+
+@pytest.mark.parametrize(
+    ("listen", "said"),
+    [
+        ("nonsense.invalid:4222", "there is no host 'nonsense.invalid'"),
+        ("203.0.113.7:4222", "no address of this machine"),
+    ],
+)
+def test_an_address_that_is_not_ours_is_explained(tmp_path: Path, listen: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Broker(tmp_path, listen=listen).start()
+
+
+def test_a_port_that_another_process_has_is_explained(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         own = Broker(tmp_path, listen=f"127.0.0.1:{taken.getsockname()[1]}")
-        with pytest.raises(BusUnavailable, match="address already in use"):
+        with pytest.raises(ConfigError, match="another process does"):
             own.start()
         assert not own.running()
     own.start()  # the folder was let go
@@ -249,3 +269,12 @@ async def test_the_account_tells_how_much_it_may_store(tmp_path: Path) -> None:
         assert (await planner.api("INFO"))["limits"]["max_storage"] == stack_file.max_file
         assert planner.nc.max_payload == 2 << 20
     wait_until(lambda: not stack.broker.running(), "the broker has stopped")
+
+
+def test_who_types_a_command_is_told_that_the_stack_is_stopped_and_a_service_waits(tmp_path: Path) -> None:
+    with Broker(tmp_path):
+        assert credentials_of("operator", tmp_path).user == "operator"
+    with pytest.raises(BusUnavailable, match="is not running") as caught:
+        credentials_of("operator", tmp_path)
+    assert caught.value.hint == f"start it with: fedbus up --dir {tmp_path}"
+    assert credentials_of("planner", tmp_path).user == "planner"

@@ -262,3 +262,33 @@ async def test_an_interpreter_that_cannot_be_started_is_named(folder: Path) -> N
             await trainer.init("noop", {}, 0, folder / "model")
     offered = sorted(path.name for path in (folder / "path").iterdir())
     assert offered == ["fedbus", "fedbus_worker"]
+
+
+async def test_a_new_run_has_changed_code_read_again_and_a_run_under_way_keeps_its_own(
+    folder: Path,
+) -> None:
+    file = folder / "mine_for_tests.py"
+    async with Trainer(folder / "path") as trainer:
+        await trainer.begin("run-1")
+        await trainer.init(TASK, {}, 1, folder / "out")
+        first = trainer.pid
+        await trainer.begin("run-2")
+        assert trainer.pid == first, "nothing changed"
+        file.write_text(file.read_text().replace("np.full(3,", "np.full(40,"))
+        await trainer.begin("run-2")
+        assert trainer.pid == first, "run-2 has begun"
+        await trainer.begin("run-3")
+        assert trainer.pid is None
+        table = await trainer.init(TASK, {}, 1, folder / "out")
+    assert {tuple(row.shape) for row in table} >= {(40,)}
+
+
+async def test_a_task_is_looked_at_without_being_made(folder: Path) -> None:
+    async with Trainer(folder / "path") as trainer:
+        await trainer.check(TASK)
+        with pytest.raises(ConfigError, match="did you mean 'Mine'"):
+            await trainer.check(TASK.replace(":Mine", ":Mien"))
+        with pytest.raises(ConfigError, match="there is no module 'nowhere'"):
+            await trainer.check("nowhere:Mine")
+        with pytest.raises(ConfigError, match="does not derive"):
+            await trainer.check("json:JSONDecoder")

@@ -36,7 +36,7 @@ async def test_the_worker_is_named_the_round_goes_on_and_the_next_one_works(
             broken = "2" if name == "w2" else "never"
             labels = {"name": name, "examples": "1", "broken": broken, "how": how}
             await parties.join(name, labels=labels, tasks=(TASK,))
-        with caplog.at_level(logging.ERROR, "fedbus_worker"):
+        with caplog.at_level(logging.ERROR, "fedbus_worker"), caplog.at_level(logging.INFO, "fedbus.runtime"):
             run = await parties.start(walk(rounds=3, close={"quorum": 2}), f"fails-{how}")
             report = await parties.finished(run)
         assert [r.accepted for r in report.rounds] == [3, 2, 3]

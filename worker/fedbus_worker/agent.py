@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedbus.base.clock import Clock, SystemClock, random_token
-from fedbus.base.errors import BusError, BusUnavailable, FedbusError, NotAcked, StreamMissing
+from fedbus.base.errors import BusError, BusUnavailable, ChildDied, FedbusError, NotAcked, StreamMissing
 from fedbus.bus import Bus, Message
 from fedbus.bus.modelcache import ModelCache
 from fedbus.bus.store import get, get_last
@@ -104,6 +104,7 @@ class Agent:
         self._bus = bus
         self._clock = clock or SystemClock()
         self._labels = labels or {}
+        self._trainer = trainer
         self._models = ModelCache(bus, models or state / "models")
         self._work = Work(bus, trainer, state, self._models, data, self._labels)
         self._announced = Announced(self.name)
@@ -215,7 +216,8 @@ class Agent:
             counted
         ]
         if ref.number == 0:
-            said = "the first model is made"
+            made = self._announced.has_model(ref)
+            said = "the first model is made" if made else "it ended without a model"
         log.info("round is over: %s", said, extra={"run": ref.run, "round": ref.number})
 
     async def _do(self, assignment: Assignment) -> None:
@@ -232,6 +234,7 @@ class Agent:
                 loop.call_soon_threadsafe(self._news.set)
 
         try:
+            await self._trainer.begin(ref.run)
             if assignment.only_scores:
                 with self._traced("evaluate", assignment):
                     score = await self._work.score(assignment, report)
@@ -246,7 +249,8 @@ class Agent:
             log.warning("the broker did not do it, trying again: %s", error, extra=about)
             await self._bus.wait_up()
         except FedbusError as error:
-            self._give_up(assignment, error.message, error.hint)
+            # The last words of a child that died stand in the log already.
+            self._give_up(assignment, error.message, None if isinstance(error, ChildDied) else error.hint)
         except Exception as error:  # a full disk, a bug: the planner is told, and the worker lives on
             log.exception("round failed", extra=about)
             self._give_up(assignment, f"{type(error).__name__}: {error}", None)

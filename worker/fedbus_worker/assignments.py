@@ -126,6 +126,13 @@ class Announced:
             return None
         return self._worker in last.ended.accepted
 
+    def has_model(self, ref: RoundRef) -> bool:
+        """Whether a round that is over is known to have made a model: of another member's update, perhaps."""
+        last = self._last.get(ref.run)
+        if last is None:
+            return False
+        return last.round > ref.number or (last.ended is not None and bool(last.ended.accepted))
+
 
 def _is_newer(new: Announcement, old: Announcement) -> bool:
     return _progress(new) > _progress(old)

@@ -9,9 +9,13 @@ One JSON request per line on stdin, one at a time; JSON lines on stdout:
     {"do": "train", task, params, seed, round, site, table, model, out}
                                                              writes trained minus given weights to `out`
     {"do": "evaluate", task, params, site, table, model}
+    {"do": "load", task}                                     only looks whether there is such a task
+    {"do": "changed"}                                        whether code or data differ from what was read
     {"progress": 0.25}                                       at most 5 a second
     {"done": {"table": […]}}                                 of init
     {"done": {"num_examples": 3, "metrics": {…}}}            of train and evaluate
+    {"done": {"problem": "task 'x:Y': …"}}                   of load; null where there is none
+    {"done": {"changed": "/home/you/iris.py"}}               of changed; null where nothing has
     {"failed": {"error": "ValueError: …", "traceback": "…"}} the child lives on
 
 Out of memory it does not live on: what is left in memory is of no use, so it ends with the error as its last
@@ -36,6 +40,8 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Optional
 
+from fedbus_worker.sources import Sources
+
 if TYPE_CHECKING:
     import numpy as np
     from fedbus.tasks.resident import Resident
@@ -55,15 +61,20 @@ class Child:
         self._key = ""
         self._resident: Optional[Resident] = None
         self._told = float("-inf")
+        self._sources = Sources()
 
     def answer(self, line: bytes) -> None:
         """Follow one request; what the task raises is told, and the child lives on, unless memory ran out."""
         try:
             request = json.loads(line)
-            done = {"init": self._init, "train": self._train, "evaluate": self._evaluate}[request["do"]](
-                request
-            )
-            self.tell({"done": done})
+            do = {
+                "init": self._init,
+                "train": self._train,
+                "evaluate": self._evaluate,
+                "load": self._load,
+                "changed": self._changed,
+            }[request["do"]]
+            self.tell({"done": do(request)})
         except Exception as error:
             if _is_out_of_memory(error):
                 # torch's is no MemoryError, and a MemoryError of Python's own says nothing.
@@ -92,8 +103,10 @@ class Child:
 
         weights = _read_vector(request["model"])
         self._told = float("-inf")
+        site = site_from(request["site"])
+        self._sources.note_data(site.data)
         trained = self._task(request).train(
-            site_from(request["site"]),
+            site,
             weights,
             request["table"],
             request["seed"],
@@ -107,8 +120,22 @@ class Child:
         from fedbus.tasks.resident import site_from
 
         weights = _read_vector(request["model"])
-        scored = self._task(request).evaluate(site_from(request["site"]), weights, request["table"])
+        site = site_from(request["site"])
+        self._sources.note_data(site.data)
+        scored = self._task(request).evaluate(site, weights, request["table"])
         return {"num_examples": scored.num_examples, "metrics": scored.metrics}
+
+    def _load(self, request: Dict[str, Any]) -> Dict[str, Any]:
+        from fedbus.tasks.load import load_class
+
+        try:
+            load_class(request["task"])
+        except (LookupError, ImportError) as error:
+            return {"problem": str(error.args[0] if error.args else error)}
+        return {"problem": None}
+
+    def _changed(self, request: Dict[str, Any]) -> Dict[str, Any]:
+        return {"changed": self._sources.changed()}
 
     def _task(self, request: Dict[str, Any]) -> Resident:
         """The resident task; another task, or other parameters, take its place."""
@@ -117,7 +144,12 @@ class Child:
         key = json.dumps([request["task"], request["params"]], sort_keys=True)
         if self._resident is None or key != self._key:
             self._resident = None  # let go of its memory first
-            self._resident = Resident(request["task"], request["params"])
+            try:
+                self._resident = Resident(request["task"], request["params"])
+            except BaseException:
+                self._sources.note_broken(request["task"])
+                raise
+            self._sources.note_code(request["task"])
             self._key = key
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(self._threads)

@@ -23,6 +23,7 @@ from fedbus_worker.agent import Agent
 from fedbus_worker.connecting import connect, remind
 from fedbus_worker.entering import enter
 from fedbus_worker.hosted import hosted, leave
+from fedbus_worker.offering import check_offers
 from fedbus_worker.state import default_state
 
 log = logging.getLogger(__name__)
@@ -141,6 +142,7 @@ def _say(news: DiskNews) -> None:
 
 async def _join(settings: JoinSettings) -> None:
     url = settings.url or variable("FEDBUS_URL")
+    await check_offers(settings.tasks, settings.python)
     root = settings.state or default_state()
     state, credentials = await enter(root, url, settings.name, settings.dir)
     state.note(credentials.url, iso(SystemClock().now()))

@@ -90,9 +90,8 @@ async def enrol(folder: Path, string: JoinString) -> Credentials:
     if wish is None or wish.invite != string.invite:
         own = Credentials(url=string.url, user=folder.name, password=secrets.token_urlsafe(32))
         wish = Enrolment(credentials=own, invite=string.invite)
-        wish.save(folder / PENDING_FILE)
     try:
-        joined = await _ask(string, wish.credentials)
+        joined = await _ask(string, wish, folder / PENDING_FILE)
         log.info("let in from %s as %s", joined.site, joined.worker)
     except BusError as error:
         if await _probe(wish.credentials) is not Answer.ACCEPTED:
@@ -109,7 +108,8 @@ async def enrol(folder: Path, string: JoinString) -> Credentials:
     return wish.credentials
 
 
-async def _ask(string: JoinString, own: Credentials) -> Joined:
+async def _ask(string: JoinString, wish: Enrolment, pending: Path) -> Joined:
+    own = wish.credentials
     request = Join(invite=string.invite, secret=string.secret, worker=own.user, own_secret=own.password)
     loop = asyncio.get_running_loop()
     ends = loop.time() + PATIENCE_S
@@ -118,6 +118,7 @@ async def _ask(string: JoinString, own: Credentials) -> Joined:
         # those who come again.
         bus = await Bus.connect(string.credentials)
         try:
+            wish.save(pending)  # not before: a broker that lets nobody in leaves nothing behind
             return await ask(bus, "enroll", "join", request, Joined)
         except (BusUnavailable, NotAcked):
             if loop.time() > ends:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from fedbus.base.errors import ConfigError, NameTaken
 from fedbus.bus import Credentials
-from fedbus.bus.joinstring import SCHEME, JoinString
+from fedbus.bus.joinstring import JoinString, is_meant, spoken
 from fedbus.runtime.broker import add_worker
 from fedbus.runtime.identity import stack_folder
 from fedbus.runtime.stackfile import read_stack
@@ -39,7 +39,7 @@ async def enter(
         EnrolmentError: the invitation does not let it in.
         BusUnavailable: nobody answers.
     """
-    if url and url.startswith(SCHEME):
+    if url and is_meant(url):
         return await _by_invitation(root, JoinString.parse(url), name)
     return await asyncio.to_thread(_by_credential, root, url, name, folder)
 
@@ -106,7 +106,9 @@ def _by_credential(
         )
     called = f" called {name}" if name else ""
     if url:
-        raise ConfigError(f"no worker{called} of this host was let in at {url} before", hint=_HOW)
+        raise ConfigError(
+            f"no worker{called} of this host was let in at {spoken(urlsplit(url))} before", hint=_HOW
+        )
     raise ConfigError(
         f"nothing to join: there is no stack in {home}, no URL was given, "
         f"and no worker{called} of this host was let in before",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -42,16 +43,10 @@ class WorkerState:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        self._lock = _lock(folder)
+        while not _is_file_of(self._lock, folder / LOCK_FILE):  # who held it before has just removed it
             os.close(self._lock)
-            raise ConfigError(
-                f"a worker called {folder.name} runs already on this host",
-                hint="choose another --name, or stop it",
-            ) from None
+            self._lock = _lock(folder)
 
     def note(self, url: str, since: str) -> None:
         """Tell `fedbus-worker status` and `leave` who holds this folder."""
@@ -59,8 +54,34 @@ class WorkerState:
         write_private(self.folder / WORKER_FILE, file.model_dump_json(indent=2) + "\n")
 
     def release(self) -> None:
-        """Let another process have the name."""
+        """Let another process have the name. A folder that holds nothing but the lock goes."""
+        if [path.name for path in self.folder.iterdir()] == [LOCK_FILE]:
+            (self.folder / LOCK_FILE).unlink()
+            with contextlib.suppress(OSError):  # another worker's folder, or another process that comes
+                self.folder.rmdir()
+                self.folder.parent.rmdir()
         os.close(self._lock)
+
+
+def _lock(folder: Path) -> int:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(
+            f"a worker called {folder.name} runs already on this host",
+            hint="choose another --name, or stop it",
+        ) from None
+    return descriptor
+
+
+def _is_file_of(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def federation_folder(root: Path, federation: str) -> Path:

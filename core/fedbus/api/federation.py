@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Any, Self
@@ -38,12 +39,15 @@ from fedbus.codec.grid import order
 from fedbus.rounds.evaluating import due, wanting
 from fedbus.rounds.fold import Round
 from fedbus.rounds.report import NOT_SCORED, round_report, run_report, run_summary
+from fedbus.rounds.waits import Waits
 from fedbus.tasks.vector import unflatten
 
 # How long a finished run is watched for scores that are due.
 SCORE_WAIT_S = 60.0
 TICK_S = 2.0
 PLANNER_WAIT_S = 10.0
+
+log = logging.getLogger(__name__)
 
 
 class Federation:
@@ -181,13 +185,17 @@ class Federation:
         """Follow a run round by round: each one once, when it has ended and its score is in, if one is due.
 
         Ends with the run. What `watch` yields says more; this is what most programs want. Scores are not
-        waited for where no evaluator runs, nor one that was passed over.
+        waited for where no evaluator runs, nor one that was passed over. What holds the run up for some
+        seconds is logged, once, as a warning.
         """
         record, _ = await self._runs.get(name)
         scored = await self._evaluator_answers()
         told = 0
         last: RunReport | None = None
+        waits = Waits()
         async for last in self.watch(name):
+            if reason := waits.news(last, asyncio.get_running_loop().time()):
+                log.warning("%s waits: %s", name, reason)
             for report in last.rounds[told:]:
                 over = report.state in ("finished", "aborted")
                 if not over or (scored and _lacks_score(record, last, report)):

@@ -35,12 +35,20 @@ def read_plan_file(path: Path, settings: tuple[str, ...] = (), rounds: int | Non
         if not equals or not key:
             raise ConfigError(f"--set {setting}: expected KEY=VALUE, such as close.deadline_s=30")
         try:
-            _put(values, key.split("."), yaml.safe_load(text), setting)
+            keys = key.split(".")
+            _put(values, keys, _value(keys, text), setting)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {setting}: the value is not YAML") from error
     if rounds is not None:
         values["rounds"] = rounds
     return values
+
+
+def _value(path: list[str], text: str) -> Any:
+    """A setting's value as YAML has it; a label's is text, whatever it looks like."""
+    value = yaml.safe_load(text)
+    is_label = path[:2] == ["cohort", "require"] and len(path) > 2
+    return text if is_label and not isinstance(value, str) else value
 
 
 def _put(values: dict[str, Any], path: list[str], value: Any, setting: str) -> None:

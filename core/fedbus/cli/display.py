@@ -14,13 +14,12 @@ from rich.text import Text
 from fedbus.api.federation import Federation
 from fedbus.base.errors import RunAborted
 from fedbus.cli.output import because, mishaps, run_details, run_table
-from fedbus.rounds.reasons import WaitCode
+from fedbus.rounds.report import NOT_SCORED
+from fedbus.rounds.waits import USUAL
 
 BAR = 20
 MOST_WORKERS = 16  # lines of the open round; of a larger cohort the first ones
 _TICK_HZ = 4
-# What every round waits for; on a terminal each worker's line says more.
-_USUAL: tuple[WaitCode, ...] = ("updates", "aggregating")
 
 
 class RunView:
@@ -40,7 +39,11 @@ class RunView:
         """The run, and below it a line for each worker of the open round."""
         if self.report is None:
             return Text(f"{self._run} ...")
-        return Group(run_details(self.report), *[Text(line) for line in self.lines()])
+        # Why a run was aborted is the error that the command ends with.
+        return Group(
+            run_details(self.report, why=self.report.state != "aborted"),
+            *[Text(line) for line in self.lines()],
+        )
 
     def lines(self) -> list[str]:
         """How far each member of the open round is; before the first round, whoever makes the first model."""
@@ -88,7 +91,7 @@ async def follow(federation: Federation, run: str, out: Console) -> RunReport:
                     told.add(line)
                     out.print(line, markup=False)
         if view.report is not None:
-            out.print(run_table(view.report))
+            out.print(run_table(view.report, why=False))
     assert view.report is not None, "a watch yields at least once"
     return view.report
 
@@ -96,18 +99,26 @@ async def follow(federation: Federation, run: str, out: Console) -> RunReport:
 def log_lines(report: RunReport) -> list[str]:
     """What is worth a line of a log: waits, who was left out, lost or refused, and rounds that ended."""
     over = report.state in ("finished", "aborted")
-    waits = report.reason and not over and report.code not in _USUAL
+    waits = report.reason and not over and report.code not in USUAL
     ended = [r for r in report.rounds if r.state in ("finished", "aborted")]
     return [
         *([f"{report.run} waits: {because(report)}"] if waits else []),
         *mishaps(report),
-        *[f"{report.run}/{r.round} {r.state}: {_said(r)}" for r in ended],
+        *[line for r in ended for line in _ended(report, r)],
     ]
 
 
-def _said(r: RoundReport) -> str:
-    said = f"{r.accepted}/{len(r.cohort)} updates, {r.seconds or 0:.2f} s"
-    return f"{said}, {because(r)}" if r.reason else said
+def _ended(report: RunReport, r: RoundReport) -> list[str]:
+    """That a round has ended and how; and that its model has no score, which is known later."""
+    name = f"{report.run}/{r.round}"
+    said = f"{name} {r.state}: {r.accepted}/{len(r.cohort)} updates, {r.seconds or 0:.2f} s"
+    if r.state == "aborted" or not r.reason:
+        return [said]  # why a run was aborted is the error that the command ends with
+    closed, mark, unscored = r.reason.partition(NOT_SCORED)
+    closed = closed.removesuffix("; ")
+    code = f" [{r.code}]"
+    lines = [f"{said}, {closed}{code}" if closed else said]
+    return [*lines, f"{name} {mark}{unscored}{'' if closed else code}"] if mark else lines
 
 
 def finish(report: RunReport) -> None:

@@ -154,7 +154,7 @@ def list_workers(folder: Path | None, url: str | None, as_json: bool) -> None:
     else:
         table = _table("worker", "site", "state", "since", "tasks", "doing")
         for w in found:
-            tasks = ", ".join(w.capabilities.tasks)
+            tasks = _few(w.capabilities.tasks)
             table.add_row(*map(escape, (w.worker, w.site or "", w.state, w.since, tasks, _doing(w.doing))))
         console().print(table)
 
@@ -250,6 +250,13 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column)
     return table
+
+
+def _few(tasks: list[str]) -> str:
+    """The tasks that a worker offers of its own, and how many others; `worker show` names all."""
+    own = [task for task in tasks if ":" in task] or tasks[:2]
+    more = len(tasks) - len(own)
+    return ", ".join(own) + (f" +{more}" if more else "")
 
 
 def _pairs(labels: dict[str, str]) -> str:

@@ -9,12 +9,15 @@ from fedbus_schemas.report import ModelDetails, ModelReport
 from rich.markup import escape
 from rich.table import Table
 
+from fedbus.base.errors import ConfigError
 from fedbus.cli.output import (
+    DIGEST,
     console,
     dir_option,
     json_option,
     print_json,
     reporting,
+    size,
     url_option,
     with_federation,
 )
@@ -61,12 +64,17 @@ def show(ref: str, folder: Path | None, url: str | None, as_json: bool) -> None:
 @model_group.command()
 @click.argument("ref", metavar="MODEL")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--force", is_flag=True, help="Write over a file that exists.")
 @dir_option
 @url_option
 @json_option
 @reporting
-def export(ref: str, file: Path, folder: Path | None, url: str | None, as_json: bool) -> None:
-    """Write a MODEL (RUN, RUN/N or an imported one's name) to a safetensors FILE."""
+def export(ref: str, file: Path, force: bool, folder: Path | None, url: str | None, as_json: bool) -> None:
+    """Write a MODEL (RUN, RUN/N or an imported one's name) to a FILE called *.safetensors."""
+    if file.suffix != ".safetensors":
+        raise ConfigError(f"{file}: the format is safetensors", hint=f"call it {file.stem}.safetensors")
+    if file.exists() and not force:
+        raise ConfigError(f"{file} exists already", hint="--force writes over it")
     found = with_federation(folder, url, lambda federation: federation.models.export(ref, file))
     if as_json:
         print_json(found)
@@ -94,12 +102,14 @@ def import_(file: Path, name: str | None, folder: Path | None, url: str | None, 
 def model_list(models: list[ModelReport]) -> Table:
     """All models, a line each."""
     table = Table()
-    for column in ("model", "task", "MB", "metrics", "made", "digest"):
-        table.add_column(column, justify="right" if column == "MB" else "left")
+    for column in ("model", "task", "size", "metrics", "made", "digest"):
+        # On a narrow terminal it is these two that are folded.
+        foldable = column in ("task", "made")
+        table.add_column(column, justify="right" if column == "size" else "left", no_wrap=not foldable)
     for m in models:
-        made = m.created_at if m.source == "train" else f"{m.created_at} (imported)"
+        made = m.created_at[:19].replace("T", " ") + (" (imported)" if m.source == "import" else "")
         metrics = _said({name: value for name, value in m.metrics.items() if not name.startswith("train_")})
-        cells = (m.name, m.task or "", f"{m.size_bytes / 1e6:.3f}", metrics, made, m.digest[:12])
+        cells = (m.name, m.task or "", size(m.size_bytes), metrics, made, m.digest[:DIGEST])
         table.add_row(*map(escape, cells))
     return table
 
@@ -114,7 +124,7 @@ def model_details(m: ModelDetails) -> Table:
         "source": m.source,
         "made": m.created_at,
         "elements": str(m.elements),
-        "size": f"{m.size_bytes / 1e6:.3f} MB, {m.codec}",
+        "size": f"{size(m.size_bytes)}, {m.codec}",
         "metrics": _said(m.metrics) or "none",
     }
     for fact, value in facts.items():

@@ -24,6 +24,7 @@ from fedbus.runtime.identity import credentials_of
 P = ParamSpec("P")
 R = TypeVar("R")
 
+DIGEST = 12  # characters of a digest; all of it is in --json
 MOST_LINES = 30  # of workers that were left out, lost or refused in a run
 
 dir_option = click.option(
@@ -82,18 +83,23 @@ def with_federation(folder: Path | None, url: str | None, work: Callable[[Federa
     return asyncio.run(go())
 
 
-def run_details(report: RunReport) -> Group:
-    """A run: its state, a table of its rounds, and who was left out, lost or refused, and why."""
+def run_details(report: RunReport, *, why: bool = True) -> Group:
+    """A run: its state, a table of its rounds, and who was left out, lost or refused, and why.
+
+    Args:
+        report: the run.
+        why: with the reason of its state.
+    """
     # Reasons carry peers' words: they are text, and never markup.
     lines = mishaps(report)
     if (more := len(lines) - MOST_LINES) > 0:
         lines = [f"{more} more before these: fedbus round show {report.run}/N", *lines[more:]]
-    return Group(run_table(report), *[Text(line) for line in lines])
+    return Group(run_table(report, why=why), *[Text(line) for line in lines])
 
 
-def run_table(report: RunReport) -> Group:
+def run_table(report: RunReport, *, why: bool = True) -> Group:
     """A run's state, and its rounds, a line each."""
-    said = f"{report.run}: {report.state}" + (f": {because(report)}" if report.reason else "")
+    said = f"{report.run}: {report.state}" + (f": {because(report)}" if report.reason and why else "")
     return Group(Text(said), *([_round_table(report)] if report.rounds else []))
 
 
@@ -139,14 +145,21 @@ def _round_table(report: RunReport) -> Table:
     return table
 
 
+def size(count: int) -> str:
+    """Bytes in the unit that shows them best."""
+    return f"{count / 1e3:.1f} KB" if count < 1e6 else f"{count / 1e6:.1f} MB"
+
+
 def run_list(summaries: list[RunSummary]) -> Table:
     """All runs, a line each."""
     table = Table()
     for column in ("run", "state", "task", "rounds", "metrics", "model"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column not in ("task", "state"))
     for s in summaries:
         metrics = " ".join(f"{k}={v:.4f}" for k, v in s.metrics.items() if not k.startswith("train_"))
-        table.add_row(s.run, s.state, s.task, f"{s.rounds_done}/{s.rounds}", metrics, (s.model or "")[:12])
+        table.add_row(
+            s.run, s.state, s.task, f"{s.rounds_done}/{s.rounds}", metrics, (s.model or "")[:DIGEST]
+        )
     return table
 
 
@@ -156,7 +169,7 @@ def round_details(r: RoundReport) -> Table:
     table.add_row("state", escape(r.state + (f": {because(r)}" if r.reason else "")))
     table.add_row("cohort", ", ".join(r.cohort))
     for u in r.accepted_updates:
-        table.add_row("accepted", f"{u.worker}: {u.weight:g} examples, {u.bytes / 1e6:.3f} MB")
+        table.add_row("accepted", f"{u.worker}: {u.weight:g} examples, {size(u.bytes)}")
     for label, refusals in (("rejected", r.rejected), ("lost", r.lost), ("excluded", r.excluded)):
         for item in refusals:
             table.add_row(label, escape(f"{item.worker}: {item.reason} [{item.code}]"))
@@ -165,7 +178,7 @@ def round_details(r: RoundReport) -> Table:
     table.add_row("opened", r.opened_at)
     if r.seconds is not None:
         table.add_row("took", f"{r.seconds:.3f} s")
-    table.add_row("bytes", f"{r.bytes_up / 1e6:.3f} MB up, {r.bytes_down / 1e6:.3f} MB down")
+    table.add_row("bytes", f"{size(r.bytes_up)} up, {size(r.bytes_down)} down")
     if r.metrics:
         table.add_row("metrics", " ".join(f"{k}={v:.4f}" for k, v in r.metrics.items()))
     if r.model:

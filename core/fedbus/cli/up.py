@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from fedbus.cli.output import dir_option, json_option, reporting
-from fedbus.runtime.broker import LOOPBACK
 from fedbus.runtime.identity import DEFAULT_DIR, stack_folder
+from fedbus.runtime.listening import LOOPBACK
 from fedbus.runtime.rights import SERVICES
 from fedbus.runtime.stack import LocalStack
 from fedbus.runtime.stackfile import read_stack

@@ -141,7 +141,7 @@ def _why(round_: Round) -> tuple[str | None, str | None]:
         found.append((round_.closing.code, round_.closing.reason))
     unscored: UnscoredCode = "not-scored"
     if round_.evaluated and round_.evaluated.failed:
-        found.append((unscored, f"{NOT_SCORED}: {round_.evaluated.failed}"))
+        found.append((unscored, f"{NOT_SCORED} on the evaluator's host: {round_.evaluated.failed}"))
     score = round_.federated.federated if round_.federated else None
     if score and score.failed:
         said = [f"{each.worker}: {each.reason} [{each.code}]" for each in score.failed[:MOST_NAMED]]

@@ -6,12 +6,13 @@ one beat, and starts the liveness clocks afresh.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedbus_schemas.messages import Beat, Progress
 from fedbus_schemas.plan import Plan
 
+from fedbus.base.errors import nearest
 from fedbus.codec.auto import AUTO
 from fedbus.rounds.reasons import ExclusionCode
 
@@ -132,11 +133,11 @@ class Roster:
         presence = self.workers[name]
         beat = presence.beat
         if beat.leaving:
-            return "leaving", "is leaving"
+            return "leaving", "has left the federation"
         if not self.here(name, now):
             return "silent", f"was not heard for over {LOST_AFTER_S:g} s"
         if plan.task not in beat.capabilities.tasks:
-            return "task", f"task {plan.task} is not installed there"
+            return "task", _lacks_task(plan.task, beat.capabilities.tasks)
         if plan.codec.up.name not in (AUTO, *beat.capabilities.codecs):
             return "codec", f"codec {plan.codec.up.name} is not installed there"
         for label, wanted in plan.cohort.require.items():
@@ -144,6 +145,13 @@ class Roster:
             if have != wanted:
                 return "labels", f"labels do not match: {label} is {have or 'not set'}, wanted {wanted}"
         return None
+
+
+def _lacks_task(task: str, offered: Sequence[str]) -> str:
+    said = f"task {task} is not installed there"
+    if close := nearest(task, offered):
+        return f"{said}; did you mean {close}?"
+    return f"{said}; it is offered by: fedbus-worker join --task {task}" if ":" in task else said
 
 
 def _says(beat: Beat) -> dict[str, object]:

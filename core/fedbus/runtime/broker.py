@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
-import re
 import signal
 import threading
 import time
@@ -24,12 +23,12 @@ from fedbus.runtime.accounts import Accounts
 from fedbus.runtime.claim import Claim, is_claimed
 from fedbus.runtime.disk import storage_limit
 from fedbus.runtime.launch import Server, launch
+from fedbus.runtime.listening import LOOPBACK, obstacle, parse_listen
 from fedbus.runtime.probe import Answer, probe
 from fedbus.runtime.server import check_version, find_server
 from fedbus.runtime.serverconf import ACCOUNTS_FILE, render_server
 from fedbus.runtime.stackfile import StackFile, make_folder, read_stack
 
-LOOPBACK = "127.0.0.1"
 NO_WRITES = 1  # bytes that it may store then; 0 would mean any number
 _POLL_S = 0.005
 _RELOAD_S = 10.0
@@ -48,7 +47,7 @@ class Broker:
     def __init__(self, folder: Path, *, listen: str = f"{LOOPBACK}:0") -> None:
         self.folder = folder.expanduser().absolute()
         self._home = self.folder / "broker"
-        self._host, self._port = _parse_listen(listen)
+        self._host, self._port = parse_listen(listen)
         self._claim: Claim | None = None
         self._server: Server | None = None
         self._stack: StackFile | None = None
@@ -113,7 +112,8 @@ class Broker:
             timeout_s: how long it may take to read its streams back, about 0.5 s for each stored GB.
 
         Raises:
-            ConfigError: no server binary, another broker in this folder, or the disk is too full.
+            ConfigError: no server binary, another broker in this folder, the disk is too full, or nobody can
+                listen at its address.
             ServerTooOld: the binary is too old.
             BusUnavailable: the server ended or did not come up; the message quotes its log.
         """
@@ -191,7 +191,12 @@ class Broker:
         write_private(self._home / ACCOUNTS_FILE, accounts.render(max_file))
         write_private(config, render_server(self._home, self._host, port, max_file))
         # The claim goes down to the server: the folder stays taken for as long as the server lives.
-        self._server = launch(binary, self._home, config, claim.descriptor, timeout_s)
+        try:
+            self._server = launch(binary, self._home, config, claim.descriptor, timeout_s)
+        except BusUnavailable as error:
+            if (why := obstacle(self._host, max(0, port))) is not None:
+                raise why from error
+            raise
         host = LOOPBACK if self._host in ("0.0.0.0", "::") else self._host  # what a client here dials
         url = f"nats://{bracketed(host)}:{self._server.port}"
         processes = self._stack.processes if self._stack else {}
@@ -274,16 +279,6 @@ def _reload(accounts: Accounts, stack: StackFile) -> None:
             os.kill(stack.broker_pid, signal.SIGHUP)
         except ProcessLookupError:
             return  # it died; it reads the accounts when it starts again
-
-
-def _parse_listen(listen: str) -> tuple[str, int]:
-    parts = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]]+))(?::([0-9]{1,5}))?", listen)
-    if not parts or int(parts[3] or 0) > 65535:
-        raise ConfigError(
-            f"cannot listen on {listen!r}: use HOST:PORT, such as {LOOPBACK}:4222 or [::1]:4222",
-            hint="port 0 takes a free one",
-        )
-    return parts[1] or parts[2], int(parts[3] or 0)
 
 
 @click.command()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import logging
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +31,10 @@ _PASSED = frozenset({"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUA
 _PASSED |= {"LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME"}
 _PASSED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "PYTORCH_")
 _TABLE = TypeAdapter(list[TensorSpec])
+# Runs whose begin is remembered; more do not go on at once.
+MOST_RUNS = 256
+
+log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -61,6 +67,7 @@ class Trainer:
         self._turn = asyncio.Lock()
         self._link: ChildLink | None = None
         self._idle: asyncio.Task[None] | None = None
+        self._runs: deque[str] = deque(maxlen=MOST_RUNS)
 
     @property
     def pid(self) -> int | None:
@@ -140,6 +147,38 @@ class Trainer:
         done = await self._ask(task, request)
         return Evaluated(done["num_examples"], done["metrics"])
 
+    async def check(self, task: str) -> None:
+        """See that the child finds a task, written `module:Class`.
+
+        Raises:
+            ConfigError: it does not; says what is wrong with the text, the module or the class.
+            TaskFailed: the module raises when it is imported; the traceback is its hint.
+            ChildDied: as `init`.
+        """
+        done = await self._ask(task, {"do": "load"})
+        if problem := done["problem"]:
+            raise ConfigError(str(problem))
+
+    async def begin(self, run: str) -> None:
+        """Before a run's first work: let go of a child that has read code or data which changed since.
+
+        Later calls for the run do nothing, so that it keeps its code from one round to the next.
+        """
+        if run in self._runs:
+            return
+        self._runs.append(run)
+        if self.pid is None:
+            return
+        try:
+            async with self._turn:
+                self._rest(None)
+                changed = (await self._exchange({"do": "changed"}))["done"]["changed"]
+                if changed:
+                    log.info("%s has changed: a new trainer process reads it", changed)
+                    await self._let_go()
+        except ChildDied:
+            pass  # whatever comes next starts a fresh one
+
     def cancel(self) -> None:
         """Kill the child at once if it is at work; the call under way raises ChildDied."""
         if self._turn.locked() and self._link is not None:
@@ -167,26 +206,30 @@ class Trainer:
             raise TaskMissing(str(error)) from error
         async with self._turn:
             self._rest(None)
-            link = await self._start()
-            finished = False
-            try:
-                link.send(request)
-                while True:
-                    reply = await link.receive()
-                    if "progress" in reply and on_progress is not None:
-                        on_progress(reply["progress"])
-                    elif "progress" not in reply:
-                        break
-                finished = True
-            finally:
-                if finished:
-                    self._rest(self._idle_exit_s)
-                else:
-                    await self._drop(link)
+            reply = await self._exchange(request, on_progress)
         if failed := reply.get("failed"):
             raise TaskFailed(f"task {task}: {failed['error']}", hint=failed["traceback"])
         done: dict[str, Any] = reply["done"]
         return done
+
+    async def _exchange(
+        self, request: Mapping[str, Any], on_progress: Callable[[float], None] | None = None
+    ) -> dict[str, Any]:
+        """Ask the child, started if need be, and hear it out. The caller holds the turn."""
+        link = await self._start()
+        finished = False
+        try:
+            link.send(request)
+            while "progress" in (reply := await link.receive()):
+                if on_progress is not None:
+                    on_progress(reply["progress"])
+            finished = True
+        finally:
+            if finished:
+                self._rest(self._idle_exit_s)
+            else:
+                await self._drop(link)
+        return reply
 
     async def _start(self) -> ChildLink:
         """The running child, or a fresh one."""

@@ -152,7 +152,7 @@ class ChildLink(asyncio.SubprocessProtocol):
         for word in words:
             if text := word[-MAX_WORD:].decode(errors="replace").rstrip():
                 self._words.append(text)
-                log.debug("trainer %d: %s", self.pid, text)
+                log.info("trainer %d: %s", self.pid, text)
 
     def _death(self) -> ChildDied:
         reason = self._reason or f"the trainer process {_ending(self._transport.get_returncode())}"

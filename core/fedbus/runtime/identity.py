@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedbus.base.errors import ConfigError
+from fedbus.base.errors import BusUnavailable, ConfigError
 from fedbus.base.settings import variable
 from fedbus.bus.credentials import Credentials
 from fedbus.runtime.accounts import Accounts
-from fedbus.runtime.stackfile import read_stack
+from fedbus.runtime.stackfile import is_running, read_stack
 
 DEFAULT_DIR = Path(".fedbus")
+OPERATOR = "operator"
 
 
 def stack_folder(given: Path | None = None) -> Path:
@@ -28,6 +29,7 @@ def credentials_of(identity: str, folder: Path | None = None, url: str | None = 
 
     Raises:
         ConfigError: there is neither a URL nor a local stack.
+        BusUnavailable: the local stack does not run, and it is the operator who asks.
     """
     url = url or variable("FEDBUS_URL")
     if url:
@@ -38,4 +40,8 @@ def credentials_of(identity: str, folder: Path | None = None, url: str | None = 
             f"no broker: there is no stack in {where}, and no --url was given",
             hint="start one with: fedbus up",
         )
+    if identity == OPERATOR and not is_running(where):
+        # A service waits for its broker; whoever types a command has forgotten to start it.
+        shown = "" if where == DEFAULT_DIR.absolute() else f" --dir {where}"
+        raise BusUnavailable(f"the stack in {where} is not running", hint=f"start it with: fedbus up{shown}")
     return Accounts(where).credentials(identity)

@@ -15,11 +15,12 @@ from types import TracebackType
 from typing import Self
 
 from fedbus.base.errors import BusUnavailable
-from fedbus.runtime.broker import LOOPBACK, Broker
+from fedbus.runtime.broker import Broker
 from fedbus.runtime.claim import Claim
+from fedbus.runtime.listening import LOOPBACK
 from fedbus.runtime.logfile import is_long, put_aside, tail
 from fedbus.runtime.rights import SERVICES
-from fedbus.runtime.stackfile import make_folder
+from fedbus.runtime.stackfile import STACK_LOCK, make_folder
 from fedbus.runtime.tied import Lifeline
 
 BROKER = "broker"
@@ -66,7 +67,7 @@ class LocalStack:
             ConfigError: another stack runs in the folder.
         """
         make_folder(self.folder)
-        self._claim = Claim(self.folder / ".stack.lock", f"another stack runs in {self.folder}")
+        self._claim = Claim(self.folder / STACK_LOCK, f"another stack runs in {self.folder}")
         try:
             self.broker.start()
             (self.folder / "logs").mkdir(exist_ok=True)

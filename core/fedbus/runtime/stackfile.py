@@ -13,8 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from fedbus.base.errors import ConfigError, describe
 from fedbus.bus.credentials import write_private
+from fedbus.runtime.claim import is_claimed
 
 STACK_FILE = "stack.json"
+STACK_LOCK = ".stack.lock"
 
 
 class StackFile(BaseModel):
@@ -52,6 +54,11 @@ def read_stack(folder: Path) -> StackFile | None:
         return None
     except ValidationError as error:
         raise ConfigError(f"{path} is damaged: {describe(error, StackFile.model_fields)}") from error
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a broker, or whoever starts it again when it dies, lives in a folder."""
+    return is_claimed(folder / STACK_LOCK) or is_claimed(folder / "broker" / "lock")
 
 
 def make_folder(folder: Path) -> None:

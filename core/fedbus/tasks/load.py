@@ -66,13 +66,20 @@ def load_class(spec: str) -> Type[TrainingTask]:
     module_name, _, attribute = spec.partition(":")
     if not module_name or not attribute:
         raise LookupError("task {!r} must be written module:Class".format(spec))
+    importlib.invalidate_caches()  # the file may be younger than the last look
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ImportError(_missing(spec, module_name, error.name or "")) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise LookupError("task {!r}: module {!r} has no {!r}".format(spec, module_name, attribute))
+            close = get_close_matches(
+                part, [name for name in vars(found) if name[:1] != "_"], n=1, cutoff=0.6
+            )
+            meant = "; did you mean {!r}?".format(close[0]) if close else ""
+            raise LookupError(
+                "task {!r}: module {!r} has no {!r}{}".format(spec, module_name, attribute, meant)
+            )
         found = getattr(found, part)
     if not isinstance(found, type) or not issubclass(found, TrainingTask):
         raise LookupError("task {!r}: {!r} does not derive from fedbus.TrainingTask".format(spec, attribute))

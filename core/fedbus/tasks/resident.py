@@ -28,6 +28,11 @@ MAX_METRICS = 64
 MAX_NAME = 64
 
 
+_NO_FOLDER = (
+    "site.data is None where the worker joined without --data, and where the evaluator asks for held-out data"
+)
+
+
 class Resident:
     """One task with one set of parameters."""
 
@@ -118,7 +123,12 @@ class Resident:
     def _load(self, site: Site) -> Any:
         key = _key(site)
         if key not in self._data:
-            self._data[key] = self.task.load(site)
+            try:
+                self._data[key] = self.task.load(site)
+            except TypeError as error:
+                if site.data is None and "NoneType" in str(error):
+                    raise ValueError("load(): {}; {}".format(error, _NO_FOLDER)) from error
+                raise
             if len(self._data) > MAX_DATA:
                 self._data.popitem(last=False)
         self._data.move_to_end(key)

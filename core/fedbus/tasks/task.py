@@ -6,6 +6,7 @@ Python 3.9 with numpy.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Callable, ClassVar, Dict, Mapping, Optional
 
@@ -66,6 +67,12 @@ class Site:
             ValueError: the partition is unknown, or the data has fewer examples than parts.
         """
         if self.partition is None:
+            if self.data is None and not self.held_out:
+                warnings.warn(
+                    "the plan has no data section: this worker trains on all {} examples, and so does "
+                    "every other".format(len(labels)),
+                    stacklevel=2,
+                )
             return np.arange(len(labels), dtype=np.int64)
         return part_of(self.partition, labels)
 
@@ -123,7 +130,7 @@ class TrainingTask:
     params: Any
 
     def load(self, site: Site) -> Any:
-        """Read the data. Called once per child and site; the result is kept between rounds."""
+        """Read the data. The result is kept: a new run reads again when code or folder have changed."""
         raise NotImplementedError(type(self).__name__ + " must define load(site)")
 
     def model(self, seed: int) -> Any:

@@ -63,16 +63,26 @@ class TorchTask(TrainingTask):
         raise NotImplementedError(type(self).__name__ + " must define network()")
 
     def load(self, site: Site) -> Any:
-        """Read the data: `(x, y)` as tensors or arrays, or a torch Dataset of such pairs."""
+        """Read the data: `(x, y)` as tensors or arrays, or a torch Dataset of such pairs.
+
+        x is float32; y is whole numbers for classes (cross-entropy), float32 for quantities (squared error).
+        """
         raise NotImplementedError(type(self).__name__ + " must define load(site)")
 
     def loss(self, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Mean loss of a batch: cross-entropy for whole-number targets, else squared error."""
         functional = _torch(self).nn.functional
         if y.is_floating_point():
+            if output.numel() != y.numel():
+                raise ValueError(
+                    "the targets are {} of shape {}, which means squared error, but the network gives {}; "
+                    "for classes, load() gives whole numbers: y.astype(np.int64)".format(
+                        str(y.dtype).replace("torch.", ""), list(y.shape), list(output.shape)
+                    )
+                )
             squared: torch.Tensor = functional.mse_loss(output.reshape(y.shape), y)
             return squared
-        entropy: torch.Tensor = functional.cross_entropy(output, y)
+        entropy: torch.Tensor = functional.cross_entropy(output, y.long())
         return entropy
 
     def optimizer(self, parameters: Iterable[nn.Parameter], params: Any) -> torch.optim.Optimizer:
@@ -128,7 +138,7 @@ class TorchTask(TrainingTask):
         torch = _torch(self)
         torch.manual_seed(step.seed)  # dropout and the like
         chance = np.random.RandomState([step.seed & 0xFFFFFFFF, step.seed >> 32])
-        examples = _Examples(torch, data, _device_of(model))
+        examples = _Examples(torch, data, model)
         optimizer = self.optimizer(model.parameters(), step.params)
         batches = math.ceil(len(examples) / step.params.batch_size)
         model.train()
@@ -159,7 +169,7 @@ class TorchTask(TrainingTask):
             ValueError: no data.
         """
         torch = _torch(self)
-        examples = _Examples(torch, data, _device_of(model))
+        examples = _Examples(torch, data, model)
         score = _Score(torch)
         model.eval()
         with torch.no_grad():
@@ -186,9 +196,12 @@ def choose_device(torch: Any) -> str:
 class _Examples:
     """Batches by index from a pair of arrays, or from a Dataset, on the model's device."""
 
-    def __init__(self, torch: Any, data: Any, device: Any) -> None:
+    def __init__(self, torch: Any, data: Any, model: nn.Module) -> None:
         self._torch = torch
-        self._device = device
+        weights = next(model.parameters(), None)
+        self._device = None if weights is None else weights.device
+        if data is None:
+            raise ValueError("load() returned nothing: return (x, y), or a torch Dataset of such pairs")
         self._pair = isinstance(data, (tuple, list)) and len(data) == 2
         self._data = tuple(torch.as_tensor(part) for part in data) if self._pair else data
         lengths = {len(part) for part in self._data} if self._pair else {len(data)}
@@ -197,6 +210,12 @@ class _Examples:
                 "load() gave {} examples but {} targets".format(*(len(part) for part in self._data))
             )
         self._length = lengths.pop()
+        for name, part in (("x", self._data[0]), ("y", self._data[1])) if self._pair else ():
+            if part.dtype == torch.float64 and weights is not None and weights.dtype == torch.float32:
+                raise ValueError(
+                    "load() gave {0} as float64, but the network computes in float32: "
+                    "{0}.astype(np.float32)".format(name)
+                )
         if self._length == 0:
             raise ValueError("load() gave no data")
 
@@ -245,10 +264,6 @@ def _move(value: Any, device: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_move(part, device) for part in value]
     return value.to(device) if hasattr(value, "to") else value
-
-
-def _device_of(model: nn.Module) -> torch.device | None:
-    return next((parameter.device for parameter in model.parameters()), None)
 
 
 def _torch(task: TrainingTask) -> Any:

@@ -235,6 +235,7 @@ class Evaluator:
         try:
             model = await models.get(made.model)
             site = Site(held_out=True)
+            await trainer.begin(ref.run)
             score = await trainer.evaluate(plan.task, plan.train, site, model.table, model.path)
         except (TaskError, ConfigError, CodecError, ContractError, StreamMissing, OSError) as error:
             # A hub need not have the task, nor data to score it on, nor room for the model: the record says

@@ -12,9 +12,11 @@ from fedbus_schemas.messages import Waiting
 from fedbus_schemas.report import RunReport
 from rich.console import Console
 from support.rounds import (
+    aborted,
     accepted,
     aggregated,
     closing,
+    evaluated,
     finished,
     fold,
     lost,
@@ -107,3 +109,22 @@ def _printed(report: RunReport) -> list[str]:
     out = Console(width=200, record=True, file=StringIO())
     out.print(run_details(report))
     return out.export_text().splitlines()
+
+
+def test_a_round_whose_score_fails_later_has_ended_once() -> None:
+    run = record(plan())
+    ended = fold(opened("a"), accepted("a"), closing(), aggregated(), finished())
+    failed = evaluated().model_copy(update={"metrics": {}, "failed": "no such task"})
+    scored = fold(opened("a"), accepted("a"), closing(), aggregated(), finished(), failed)
+    told = list(dict.fromkeys(line for r in (ended, scored) for line in log_lines(run_report(run, {1: r}))))
+    assert [line for line in told if "finished" in line] == [told[0]]
+    assert told[1] == "run-1/1 not scored on the evaluator's host: no such task [not-scored]"
+
+
+def test_the_reason_of_an_abort_is_left_to_the_error() -> None:
+    report = run_report(record(plan()), {1: fold(opened("a"), aborted())})
+    assert report.reason
+    assert not [line for line in log_lines(report) if report.reason in line]
+    console = Console(file=StringIO(), width=200)
+    console.print(run_details(report), run_details(report, why=False))
+    assert console.file.getvalue().count(report.reason) == 1  # type: ignore[attr-defined]

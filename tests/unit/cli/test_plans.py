@@ -42,7 +42,7 @@ def test_init_writes_over_nothing_unless_told(file: Path) -> None:
     assert "exists already\nhint: --force" in done.output
     assert run("plan", "init", file, "--task", "iris:Iris", "--force").exit_code == 0
     assert "\ntask: iris:Iris " in file.read_text()
-    assert "note: task iris:Iris is not installed here" in run("plan", "lint", file).output
+    assert "note: iris:Iris is not imported here" in run("plan", "lint", file).output
     assert run("plan", "init", file.parent / "no" / "such").exit_code == 10
 
 
@@ -82,3 +82,16 @@ def test_completion_prints_the_shells_script(shell: str) -> None:
     assert done.exit_code == 0
     assert "_FEDBUS_COMPLETE" in done.output
     assert run("completion", "tcsh").exit_code == 2
+
+
+def test_a_label_that_yaml_does_not_take_for_text_is_to_be_quoted(file: Path) -> None:
+    file.write_text("task: digits\ncohort: {require: {gpu: yes}}\n")
+    done = run("plan", "lint", file)
+    assert done.exit_code == 30
+    assert 'gpu: "yes"' in done.output
+
+
+@pytest.mark.parametrize("value", ["yes", "3", "'yes'"])
+def test_a_label_that_is_set_at_the_prompt_is_text(file: Path, value: str) -> None:
+    shown = run("plan", "show", file, "--json", "--set", f"cohort.require.gpu={value}").output
+    assert json.loads(shown)["cohort"]["require"] == {"gpu": value.strip("'")}

@@ -111,11 +111,27 @@ def test_it_says_who_is_excluded_and_why() -> None:
         "w1 excluded: labels do not match: gpu is not set, wanted yes",
         "w2 excluded: labels do not match: gpu is no, wanted yes",
         "w3 excluded: labels do not match: gpu is not set, wanted yes",
-        "w4 excluded: is leaving",
+        "w4 excluded: has left the federation",
         "w5 excluded: was not heard for over 10 s",
         "w7 excluded: task noop is not installed there",
         "w8 excluded: codec int8 is not installed there",
     ]
+
+
+@pytest.mark.parametrize(
+    ("offered", "said"),
+    [
+        ("flowers:Flowers", "task flowers:Flower is not installed there; did you mean flowers:Flowers?"),
+        ("noop", "task flowers:Flower is not installed there; it is offered by: "
+                 "fedbus-worker join --task flowers:Flower"),
+    ],
+)  # fmt: skip
+def test_a_task_that_no_worker_has_is_told_with_what_comes_near(offered: str, said: str) -> None:
+    roster = _roster()
+    roster.hear(beat("w1").model_copy(update={"capabilities": _able(offered)}), NOW)
+    obstacle = roster.obstacle("w1", plan(task="flowers:Flower"), NOW)
+    assert obstacle is not None
+    assert (obstacle.code, obstacle.reason) == ("task", said)
 
 
 def test_a_round_keeps_who_could_not_be_a_member() -> None:

@@ -45,7 +45,7 @@ def test_a_model_that_could_not_be_scored_says_so() -> None:
     done = closing().model_copy(update={"code": "target"})
     failed = evaluated().model_copy(update={"metrics": {}, "failed": "task iris is not installed"})
     report = round_report(1, fold(opened("w1"), accepted("w1"), done, aggregated(), finished(), failed))
-    assert report.reason == "not scored: task iris is not installed"
+    assert report.reason == "not scored on the evaluator's host: task iris is not installed"
     assert report.metrics == {}
 
 
@@ -99,7 +99,10 @@ def test_what_a_round_and_a_run_wait_for_or_ended_of_has_a_code() -> None:
     early = closing().model_copy(update={"code": "deadline", "reason": "deadline of 5 s passed"})
     failed = evaluated().model_copy(update={"metrics": {}, "failed": "no such task"})
     report = round_report(1, fold(opened("w1"), accepted("w1"), early, aggregated(), finished(), failed))
-    assert (report.code, report.reason) == ("deadline", "deadline of 5 s passed; not scored: no such task")
+    assert (report.code, report.reason) == (
+        "deadline",
+        "deadline of 5 s passed; not scored on the evaluator's host: no such task",
+    )
     waits = run_report(record(plan()), {}, Waiting(code="workers", reason="have 0 of 1 eligible workers"))
     assert (waits.state, waits.code) == ("waiting", "workers")
 

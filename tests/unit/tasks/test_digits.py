@@ -11,6 +11,9 @@ from fedbus.tasks.params import build_task
 from fedbus.tasks.task import Partition
 from fedbus_worker.tasks.digits import Digits
 
+# A worker that trains on everything is warned of it.
+pytestmark = pytest.mark.filterwarnings("ignore:the plan has no data section")
+
 TASK = build_task(Digits, {})
 IMAGES = 1797
 

@@ -13,6 +13,9 @@ from fedbus.tasks.task import Partition
 from fedbus.tasks.vector import flatten, size
 from fedbus_worker.tasks.mnist5k import Mnist5k
 
+# A worker that trains on everything is warned of it.
+pytestmark = pytest.mark.filterwarnings("ignore:the plan has no data section")
+
 TASK = build_task(Mnist5k, {})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +12,9 @@ from fedbus.tasks.partition import PARTITIONERS, part_of, split
 from fedbus.tasks.task import Partition
 from hypothesis import given
 from hypothesis import strategies as st
+
+# A worker that trains on everything is warned of it.
+pytestmark = pytest.mark.filterwarnings("ignore:the plan has no data section")
 
 KINDS = sorted(PARTITIONERS)
 PINNED = {
@@ -135,3 +139,11 @@ def test_a_site_selects_its_part():
     )
     with pytest.raises(ValueError, match="there is no part 5 of 5"):
         part_of(Partition("iid", parts=5, id=5, seed=0), labels)
+
+
+def test_who_trains_on_everything_is_warned_unless_its_data_is_its_own() -> None:
+    with pytest.warns(UserWarning, match="all 3 examples"):
+        Site().select([0, 1, 2])
+    with warnings.catch_warnings(action="error"):
+        Site(data="/srv/mine").select([0, 1, 2])
+        Site(held_out=True).select([0, 1, 2])

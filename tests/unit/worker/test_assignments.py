@@ -157,3 +157,16 @@ def test_whether_our_update_counted(ended: EndedRound | None, counted: bool | No
 def test_a_run_is_over_when_its_last_round_is(number: int, state: str, over: bool) -> None:
     assert _heard(_news(number, state)).is_run_over("run-1") == over
     assert not _heard().is_run_over("run-1")
+
+
+@pytest.mark.parametrize(
+    ("news", "made"),
+    [
+        (_news(0, "closed", ended=EndedRound(round=0, accepted=["w2"])), True),
+        (_news(0, "closed", ended=EndedRound(round=0, accepted=[])), False),
+        (_news(0, "closed"), False),
+        (_news(1), True),
+    ],
+)
+def test_a_round_that_was_aborted_has_made_no_model(news: Announcement, made: bool) -> None:
+    assert _heard(news).has_model(RoundRef("run-1", 0)) is made
