@@ -48,7 +48,7 @@ class Claim:
 def is_claimed(path: Path) -> bool:
     """Whether somebody holds the lock file now."""
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDONLY)  # whoever looks may see the folder mounted read-only
     except FileNotFoundError:
         return False
     try:
