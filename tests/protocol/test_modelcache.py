@@ -212,3 +212,18 @@ async def test_what_was_just_made_is_taken_over(stack: Stack, tmp_path: Path) ->
         check(await cache.get(digest), values)
         check(await ModelCache(bus, tmp_path).get(digest), values)
         assert bus.chunks == 0
+
+
+async def test_a_folder_that_may_only_be_read_is_left_alone(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a container has it. A test may run as root, whom no mode keeps from writing."""
+    values = vector(7)
+    async with hosts(stack) as (aggregator, bus):
+        digest = await publish(aggregator, values)
+        for writable in (True, False):
+            monkeypatch.setattr(caching.os, "access", lambda *_, may=writable: may)
+            with caching.model_cache(bus, tmp_path) as cache:
+                path = (await cache.get(digest)).path
+                assert path.is_relative_to(tmp_path) == writable
+            assert path.exists() == writable, "what is temporary is gone"

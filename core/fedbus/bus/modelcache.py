@@ -196,9 +196,16 @@ class ModelCache:
 
 @contextmanager
 def model_cache(bus: Bus, folder: Path | None) -> Iterator[ModelCache]:
-    """The cache of a service: in the stack's folder, shared by all of them, or a temporary one."""
+    """The cache of a service.
+
+    Args:
+        bus: the connection.
+        folder: the stack's, where its services share their models. Without one, or where it may only be
+            read, as in a container, the cache is temporary.
+    """
     with ExitStack() as stack:
-        root = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedbus-models-")))
-        cache = ModelCache(bus, root / "models")
+        if folder is None or not os.access(folder, os.W_OK):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedbus-models-")))
+        cache = ModelCache(bus, folder / "models")
         stack.callback(cache.close)
         yield cache
