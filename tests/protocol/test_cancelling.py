@@ -7,11 +7,13 @@ survive SIGTERM.
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from typing import NoReturn
 
 import pytest
 from fedbus.base.clock import random_token
+from fedbus.base.errors import CodecError
 from fedbus.bus import Bus, Credentials, Message
 from fedbus.bus.log import RoundLog
 from fedbus.bus.store import last_seq, put
@@ -138,3 +140,25 @@ async def test_who_is_cancelled_waits_for_its_thread() -> None:
     goes_on.set()
     await asyncio.wait([task])
     assert (ended, task.cancelled()) == ([True], True)
+
+
+async def test_what_fails_after_the_cancelling_is_not_reported_as_lost() -> None:
+    began, goes_on = threading.Event(), threading.Event()
+    lost: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
+
+    def work() -> None:
+        began.set()
+        goes_on.wait(10.0)
+        raise CodecError("too late")
+
+    task = asyncio.create_task(apart(SMALL_BYTES + 1, work))
+    await asyncio.to_thread(began.wait)
+    task.cancel()
+    await asyncio.sleep(0)  # it is cancelled
+    goes_on.set()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    del task
+    gc.collect()  # asyncio reports at the end of a task's life
+    assert lost == []

@@ -29,3 +29,4 @@ async def apart(size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwar
         while not work.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([work])
+        work.exception()  # who was cancelled has no more use for it; asyncio would report it as lost
