@@ -12,7 +12,9 @@ import base64
 import json
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 from fedbus_schemas.base import Payload
@@ -255,19 +257,22 @@ async def get_last(bus: Bus, stream: str, patterns: Sequence[str]) -> list[Messa
 
 
 async def get_all(
-    bus: Bus, stream: str, subjects: Sequence[str], in_flight: int = READS_IN_FLIGHT
+    bus: Bus, stream: str, subjects: Iterable[str], in_flight: int = READS_IN_FLIGHT
 ) -> AsyncGenerator[Payload]:
     """Payloads of many subjects, in order, with a bounded number of reads in flight.
 
     Raises:
         StreamMissing: one of them is not there.
     """
-    ahead: list[asyncio.Task[Message]] = []
+    ahead: deque[asyncio.Task[Message]] = deque()
+    names = iter(subjects)
     try:
-        for i in range(len(subjects)):
-            while len(ahead) < in_flight and i + len(ahead) < len(subjects):
-                ahead.append(asyncio.create_task(get(bus, stream, subjects[i + len(ahead)])))
-            yield (await ahead.pop(0)).data
+        while True:
+            for subject in islice(names, in_flight - len(ahead)):
+                ahead.append(asyncio.create_task(get(bus, stream, subject)))
+            if not ahead:
+                return
+            yield (await ahead.popleft()).data
     finally:
         for task in ahead:
             task.cancel()

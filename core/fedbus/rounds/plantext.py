@@ -19,7 +19,7 @@ _MEANING = {
     "cohort.select": "how members are chosen among the eligible workers",
     "close.late": "what becomes of updates that come after the round has closed",
     "train": "the task's own parameters; those left out have the task's defaults",
-    "strategy": "how updates fold into one; with parameters: {name: fedavg}",
+    "strategy": "how updates fold into one; or median, or {name: trimmed_mean, trim: 0.2}",
     "codec.up": "updates; or dense, bf16, ecq, eden, topk, auto",
     "codec.down": "models",
     "retain.rounds": "of so many closed rounds; or `retain: all`",

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from fedbus.base.errors import CodecError, StreamMissing, describe
 from fedbus.bus import Bus
+from fedbus.bus.modelfile import scratch_of
 from fedbus.bus.store import get, get_all
 from fedbus.bus.threads import apart
 from fedbus.codec import Vector
@@ -32,12 +33,25 @@ MOST_WEIGHTED = 1e32
 MEMORY_SHARE = 0.8
 
 
+class Corrupted(Exception):
+    """An accepted update no longer reads as it did when it was accepted."""
+
+    def __init__(self, update: AcceptedUpdate, refusal: Refusal) -> None:
+        super().__init__(refusal.reason)
+        self.update = update
+        self.refusal = refusal
+
+
 @dataclass(frozen=True, slots=True)
 class ReadUpdate:
-    """A verified update: its log entry, its values, and its tensors where it makes the first model."""
+    """A verified update.
+
+    `values` is None where only the verdict was asked for; `table` has its tensors where it makes
+    the first model.
+    """
 
     entry: AcceptedUpdate
-    values: Vector
+    values: Vector | None
     table: list[TensorSpec] | None
 
 
@@ -49,9 +63,10 @@ class UpdateReader:
         self._plan = plan
         self._free: list[Vector] = []
 
-    def release(self, values: Vector) -> None:
+    def release(self, values: Vector | None) -> None:
         """Give a scratch vector back."""
-        self._free.append(values)
+        if values is not None:
+            self._free.append(values)
 
     async def read(
         self,
@@ -60,6 +75,7 @@ class UpdateReader:
         round_: Round,
         table: list[TensorSpec] | None,
         *,
+        keep: bool = True,
         again: bool = False,
     ) -> ReadUpdate | Refusal:
         """Read and check one update.
@@ -69,6 +85,7 @@ class UpdateReader:
             attempt: worker, node, attempt.
             round_: the round's fold.
             table: the base model's tensors; None in the round that makes the first.
+            keep: the values are wanted too, not only the verdict.
             again: the update was accepted before, so its timing is not judged any more.
         """
         refusal = None if again else judge_attempt(attempt, round_)
@@ -90,18 +107,19 @@ class UpdateReader:
         if refusal:
             return refusal
         grid = Grid.of(manifest.table or table or [])
-        if refusal := _lacks_memory(grid, len(self._free)):
-            return refusal
-        values = self._scratch(grid.size)
+        values = None
+        if keep:
+            if refusal := _lacks_memory(grid, len(self._free)):
+                return refusal
+            values = self._scratch(grid.size)
         try:
-            read = await self._decode(ref, manifest, grid, values)
+            size = await self._decode(ref, manifest, grid, values)
         except BaseException:
             self.release(values)
             raise
-        if isinstance(read, Refusal):
+        if isinstance(size, Refusal):
             self.release(values)
-            return read
-        size = read
+            return size
         entry = AcceptedUpdate(
             worker=manifest.worker,
             node=manifest.node,
@@ -116,10 +134,11 @@ class UpdateReader:
         return ReadUpdate(entry, values, manifest.table)
 
     async def _decode(
-        self, ref: RoundRef, manifest: UpdateManifest, grid: Grid, values: Vector
+        self, ref: RoundRef, manifest: UpdateManifest, grid: Grid, values: Vector | None
     ) -> int | Refusal:
-        """Decode every chunk into its place; returns what they weigh."""
+        """Decode every chunk into its place, or one over the other; returns what they weigh."""
         total = 0
+        scratch = scratch_of(grid) if values is None else values
         chunks = self._chunks(ref, manifest)
         framing = framing_of(manifest, self._plan.codec.up)
         try:
@@ -132,7 +151,8 @@ class UpdateReader:
                             f"chunks weigh more than the {manifest.size_bytes} bytes that the manifest says"
                         )
                         return Refusal("wrong-size", said, span.index)
-                    out = values[span.offset : span.end]
+                    start = 0 if values is None else span.offset
+                    out = scratch[start : start + span.count]
                     peak = await apart(out.nbytes, _decode, framing, data, digest, span, out)
                 except (CodecError, StreamMissing) as error:
                     return Refusal.unreadable(error, span.index)

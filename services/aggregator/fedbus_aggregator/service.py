@@ -28,7 +28,8 @@ from fedbus_schemas import subjects
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.log import Accepted, AcceptedUpdate, Aggregated, Entry, Rejected, Voided
 
-from fedbus_aggregator.folding import Corrupted, Folding
+from fedbus_aggregator.folding import Folding
+from fedbus_aggregator.reading import Corrupted
 
 log = logging.getLogger(__name__)
 
@@ -188,30 +189,44 @@ class Aggregator:
             with self._tracer.span("fold", root_of(round_) if count else None, updates=count):
                 await folding.add_accepted(ref, round_)
         except Corrupted as error:
-            update, reason = error.update, error.refusal.reason
-            if self._log.rounds[ref].closing is None:
-                log.error(
-                    "an accepted update changed in storage: %s", reason, extra={"worker": update.worker}
-                )
-                return  # `voided` belongs after the cut-off; it is met again there
-            entry = Voided(
-                at=self._clock.now(),
-                worker=update.worker,
-                node=update.node,
-                chunk=error.refusal.chunk,
-                reason=reason,
-            )
-            await self._append(ref, entry)
-            await self._add(ref, folding)
+            if await self._void(ref, error):
+                await self._add(ref, folding)
+
+    async def _void(self, ref: RoundRef, error: Corrupted) -> bool:
+        """Take an update that changed in storage out of what counts.
+
+        Returns:
+            Whether the fold shall go on without it.
+        """
+        round_, update, reason = self._log.rounds[ref], error.update, error.refusal.reason
+        if round_.aggregated or round_.ended:
+            return False  # it may be gone by now, and is not needed any more
+        if round_.closing is None:
+            log.error("an accepted update changed in storage: %s", reason, extra={"worker": update.worker})
+            return False  # `voided` belongs after the cut-off; it is met again there
+        entry = Voided(
+            at=self._clock.now(),
+            worker=update.worker,
+            node=update.node,
+            chunk=error.refusal.chunk,
+            reason=reason,
+        )
+        await self._append(ref, entry)
+        return True
 
     async def _finish(self, ref: RoundRef, folding: Folding) -> None:
         await self._add(ref, folding)
         round_ = self._log.rounds[ref]
-        if len(round_.counted) < round_.quorum or round_.aggregated:
+        if len(round_.counted) < round_.quorum or round_.aggregated or round_.ended:
             return  # too few are left: the planner aborts the round
-        with self._tracer.span("publish-model", root_of(round_)) as span:
-            digest, size = await folding.publish(ref)
-            span.attributes["bytes"] = size
+        try:
+            with self._tracer.span("publish-model", root_of(round_)) as span:
+                digest, size = await folding.publish(ref, round_)
+                span.attributes["bytes"] = size
+        except Corrupted as error:
+            if await self._void(ref, error):
+                await self._finish(ref, folding)
+            return
         self._tracer.flush_soon()
         weight = sum(update.weight for update in round_.counted)
         await self._append(ref, Aggregated(at=self._clock.now(), model=digest, bytes=size, weight=weight))

@@ -124,7 +124,10 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
         "train: lrr: unknown key; did you mean 'lr'?; "
         "close.quorum 5 cannot be met with cohort.min 3 workers"
     )
-    assert error.hint == "known strategies: fedavg; known codecs: bf16, dense, ecq, eden, int8, topk"
+    assert (
+        error.hint
+        == "known strategies: fedavg, median, trimmed_mean; known codecs: bf16, dense, ecq, eden, int8, topk"
+    )
 
 
 @pytest.mark.parametrize(
