@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,31 +14,15 @@ from fedbus.bus.connection import REQUEST_TIMEOUT_S
 from fedbus_aggregator.service import Aggregator
 from fedbus_planner.service import Planner
 from fedbus_schemas import subjects
-from fedbus_schemas.log import decode_entry
-from fedbus_schemas.report import RunReport
 from fedbus_worker.spool import Spool
-from support.federation import Parties, federation
+from support.federation import federation
 from support.natsd import Stack, broker
-from support.roundlog import entries
+from support.roundlog import check_once
 from support.scripted import honest
 
 ONES = np.ones(25_000, np.float32)
 ELEMENTS = 3_100_000  # 13 chunks
 CHUNKS = 13
-
-
-async def check_once(parties: Parties, report: RunReport, workers: int, total: float) -> None:
-    """Each worker counts once in each round, no entry says what another has said, and the model is right."""
-    for r in report.rounds:
-        counts = Counter(u.worker for u in r.accepted_updates)
-        assert sorted(counts.values()) == [1] * workers, f"{report.run}/{r.round}: {counts}"
-        keys = Counter(
-            key
-            for each in await entries(parties.operator, report.run, r.round)
-            for key in decode_entry(each.data).keys
-        )
-        assert max(keys.values()) == 1, f"{report.run}/{r.round}: {keys}"
-    np.testing.assert_allclose(await parties.model(report.model), total, rtol=1e-6, err_msg=report.run)
 
 
 def counting(puts: dict[str, str], run: str, hold_after: int | None = None) -> type[Bus]:
