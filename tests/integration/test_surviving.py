@@ -89,6 +89,38 @@ async def test_two_instances_of_each_service_do_everything_once(stack: Stack, tm
         await check_once(parties, report, workers=3, total=5.0)
 
 
+class Selfish(Bus):
+    """A connection on which every instance gets the lease."""
+
+    async def request(
+        self,
+        subject: str,
+        data: bytes = b"",
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> Message:
+        if subject == subjects.lease("aggregator"):
+            return Message(subject, b'{"seq": 1}', {})
+        return await super().request(subject, data, headers=headers, timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "median"])
+async def test_two_aggregators_that_work_at_once_do_everything_once(
+    stack: Stack, tmp_path: Path, strategy: str
+) -> None:
+    """The lease saves work. Who has it wrongly does no harm."""
+    async with federation(stack.credentials, tmp_path, workers=(), aggregators=2) as parties:
+        for aggregator in parties.aggregators:
+            await aggregator.stop()
+            await aggregator.start(Selfish)
+        for name in ("a", "b", "c"):
+            await parties.script(name, honest(ONES))
+        plan = {"rounds": 5, "cohort": {"min": 3}, "strategy": strategy}
+        report = await parties.finished(await parties.start(plan, f"at-once-{strategy}"))
+        await check_once(parties, report, workers=3, total=5.0)
+
+
 @pytest.mark.parametrize("entry", ["opened", "accepted", "closing", "aggregated"])
 @pytest.mark.parametrize("service", ["planner", "aggregator"])
 async def test_a_service_crashes_when_an_entry_is_seen(

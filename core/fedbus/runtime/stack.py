@@ -24,6 +24,7 @@ from fedbus.runtime.stackfile import STACK_LOCK, make_folder
 from fedbus.runtime.tied import Lifeline
 
 BROKER = "broker"
+STANDBY = "standby"
 STOP_S = 10.0
 # Who is ended by these has no last words: the end of the log would be about something else.
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -78,7 +79,14 @@ class LocalStack:
     def start_services(self, names: Sequence[str] = SERVICES) -> None:
         """Start all services, or only some of them."""
         for name in names:
-            self.start(name, [sys.executable, "-m", f"fedbus_{name}", "--dir", str(self.folder)])
+            self.start(name, self._service(name))
+
+    def start_standby(self) -> None:
+        """Start a second aggregator, which works when the first one does not."""
+        self.start(STANDBY, self._service("aggregator"))
+
+    def _service(self, name: str) -> list[str]:
+        return [sys.executable, "-m", f"fedbus_{name}", "--dir", str(self.folder)]
 
     def start_worker(self, name: str, *flags: str) -> None:
         """Start a worker that joins this stack."""
