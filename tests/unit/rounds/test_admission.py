@@ -100,6 +100,15 @@ def test_an_unknown_name_is_answered_with_the_nearest(
             {"cohort": {"min": 4}, "close": {"quorum": 3, "target": 0.5}},
             "close.quorum 3 is above close.target 0.5, which is 2 of 4 workers",
         ),
+        (
+            {"strategy": "median", "codec": {"up": "topk"}},
+            " of what workers agree on with codec.up topk: most values",
+        ),
+        (
+            {"strategy": "trimmed_mean", "codec": {"up": {"name": "ecq", "step": 4}}},
+            "codec.up ecq: most values",
+        ),
+        ({"strategy": "median", "codec": {"up": "auto"}}, "codec.up auto: most values"),
     ],
 )
 def test_what_cannot_work_is_refused(values: dict[str, Any], says: str) -> None:
@@ -134,6 +143,10 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
     "values",
     [
         {},
+        {"strategy": "median"},
+        {"strategy": {"name": "trimmed_mean", "trim": 0.3}, "codec": {"up": "ecq"}},
+        {"strategy": "median", "codec": {"up": {"name": "eden", "bits": 1}}},
+        {"strategy": "fedavg", "codec": {"up": "topk"}},
         {"close": {"target": 0.3}},
         {"close": {"target": 2}},
         {"cohort": {"min": 4}, "close": {"quorum": 3}},
