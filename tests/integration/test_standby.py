@@ -157,9 +157,9 @@ async def test_a_holder_that_hangs_is_replaced_and_does_no_harm_when_it_wakes_up
 async def test_a_model_that_was_made_twice_counts_once(stack: Stack, tmp_path: Path) -> None:
     """The holder hangs with the model in its hands, and publishes it when another one has done so."""
     async with federation(stack.credentials, tmp_path, workers=()) as parties:
-        gate, first, _ = await begin(parties, "twice", tmp_path, hangs_at="aggregated")
+        gate, first, _ = await begin(parties, "made-twice", tmp_path, hangs_at="aggregated")
         gate.opened.set()
-        report = await parties.finished("twice")
+        report = await parties.finished("made-twice")
         assert not first.wrote.is_set()
         first.may_go_on.set()
         async with asyncio.timeout(30):
