@@ -17,7 +17,7 @@ from fedbus.bus.modelcache import IN_USE, MOST_FILES, CachedModel, ModelCache
 from fedbus.bus.models import publish_model
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing
-from fedbus.codec.grid import Grid
+from fedbus.codec.grid import CHUNK_ELEMENTS, Grid
 from fedbus_schemas.update import TensorSpec
 from support.buses import parties, until
 from support.natsd import Stack
@@ -25,6 +25,7 @@ from support.natsd import Stack
 SIZE = 600_000  # three chunks
 CHUNKS = 3
 SMALL = 100
+TWO_CHUNKS = CHUNK_ELEMENTS + 1
 ONE_CHUNK = 200_000  # written in a thread, while others ask
 
 
@@ -56,8 +57,8 @@ async def publish(bus: Bus, values: Vector, run: str = "cached") -> str:
         for span in Grid.of(table).spans:
             yield Framing("dense").encode(span, values[span.offset : span.end])
 
-    made, _ = await publish_model(bus, encoded(), run=run, round=1, parent=None, codec="dense", table=table)
-    return made.digest()
+    made = await publish_model(bus, encoded(), run=run, round=1, parent=None, codec="dense", table=table)
+    return made.digest
 
 
 def vector(seed: int, size: int = SIZE) -> Vector:
@@ -167,19 +168,27 @@ async def test_a_folder_that_was_cleaned_away_is_made_anew(stack: Stack, tmp_pat
 
 @pytest.mark.parametrize("size", [SMALL, ONE_CHUNK])
 async def test_small_models_come_with_their_manifest(stack: Stack, tmp_path: Path, size: int) -> None:
-    values = vector(5, size)
+    """Each process has its own file for them, and uses it again for others, of other sizes."""
     async with hosts(stack) as (aggregator, bus):
-        digest = await publish(aggregator, values)
-        (tmp_path / f"{digest}.f32").write_bytes(b"rubbish")
-        for model in await asyncio.gather(*(ModelCache(bus, tmp_path).get(digest) for _ in range(3))):
-            check(model, values)
+        digests = [await publish(aggregator, vector(n, size - n % 2)) for n in range(5)]
+        caches = [ModelCache(bus, tmp_path) for _ in range(3)]
+        paths = set()
+        for n, digest in enumerate(digests):
+            for cache in caches:
+                check(await cache.get(digest), vector(n, size - n % 2))
+                paths.add((await cache.get(digest)).path)
+            if n:
+                check(await caches[0].get(digests[n - 1]), vector(n - 1, size - (n - 1) % 2))
         assert bus.chunks == 0
-        assert [len(names(tmp_path, suffix)) for suffix in (".f32", ".lock", ".part")] == [1, 1, 0]
+        assert len(paths) <= 3 * (IN_USE + 1)
+        assert {path.parent.name for path in paths} == {"own-1", "own-2", "own-3"}
+        caches[1].close()
+        assert (await ModelCache(bus, tmp_path).get(digests[0])).path.parent.name == "own-2"
 
 
 async def test_old_models_go_unless_they_are_used(stack: Stack, tmp_path: Path) -> None:
     async with hosts(stack) as (aggregator, bus):
-        digests = [await publish(aggregator, vector(seed, SMALL)) for seed in range(MOST_FILES + 5)]
+        digests = [await publish(aggregator, vector(seed, TWO_CHUNKS)) for seed in range(MOST_FILES + 5)]
         uses, passes = ModelCache(bus, tmp_path), ModelCache(bus, tmp_path)
         used = await uses.get(digests[0])
         for digest in digests[1:]:
@@ -189,7 +198,7 @@ async def test_old_models_go_unless_they_are_used(stack: Stack, tmp_path: Path) 
         assert held > set(digests[-MOST_FILES + 1 :])
         assert len(held) <= MOST_FILES + 3
         assert names(tmp_path, ".lock") == held
-        check(used, vector(0, SMALL))
+        check(used, vector(0, TWO_CHUNKS))
 
         # A limit in bytes leaves those that are used.
         lean = ModelCache(bus, tmp_path, limit_bytes=0)

@@ -8,9 +8,9 @@ A columnwise strategy has no sum: when the round is closed, all updates are read
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
-from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -132,13 +132,13 @@ class Folding:
         source = await self._source(ref, round_)
         assert self._table is not None
         base = (await self._models.get(self._base)).path if self._base else None
-        with self._models.making(ref.run) as made:
+        with self._models.making(self._table) as made:
             grid = Grid.of(self._table)
             async with (
                 aclosing(source.means(grid)) as means,
                 aclosing(self._model_chunks(grid, means, base, made)) as chunks,
             ):
-                manifest, size = await publish_model(
+                digest, _, size = await publish_model(
                     self._bus,
                     chunks,
                     run=ref.run,
@@ -148,7 +148,6 @@ class Folding:
                     table=self._table,
                 )
             # The next round begins with it: nobody here has to download what was just made.
-            digest = manifest.digest()
             await self._models.add(digest, self._table, made)
         return digest, size
 
@@ -166,9 +165,13 @@ class Folding:
         framing = Framing(self._plan.codec.down.name, self._plan.codec.down.params)
         mean = scratch_of(grid)
         spans = read_vector(base, grid) if base else _zeros(grid)
-        with made.open("wb", buffering=0) as file:
+        file = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(file, grid.bytes)
             async for write_mean, size in means:
                 yield await apart(size, self._seal, spans, write_mean, mean, framing, file)
+        finally:
+            os.close(file)
 
     def _seal(
         self,
@@ -176,7 +179,7 @@ class Folding:
         write_mean: Callable[[Vector], None],
         mean: Vector,
         framing: Framing,
-        file: FileIO,
+        file: int,
     ) -> bytes:
         """Encode the next span of the model, and write it down as whoever decodes it will have it."""
         span, values = next(spans)
@@ -186,7 +189,7 @@ class Folding:
         data = framing.encode(span, out)
         if not framing.is_exact(span):
             framing.decode(data, chunk_digest(data), span, out)
-        write_span(file.fileno(), span, out)
+        write_span(file, span, out)
         return data
 
     async def _read_again(self, ref: RoundRef, update: AcceptedUpdate, round_: Round) -> ReadUpdate:
