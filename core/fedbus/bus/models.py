@@ -8,12 +8,11 @@ from contextlib import aclosing
 
 import numpy as np
 from fedbus_schemas import subjects
-from fedbus_schemas.base import Payload
 from fedbus_schemas.update import ModelManifest, TensorSpec
 
 from fedbus.base.errors import DigestMismatch, RemoteContractError
 from fedbus.bus.connection import Bus
-from fedbus.bus.store import Publisher, get, get_all
+from fedbus.bus.store import Publisher, get, get_chunks
 from fedbus.bus.threads import apart
 from fedbus.codec import Vector
 from fedbus.codec.chunk import chunk_digest
@@ -111,24 +110,14 @@ async def read_spans(
     framing = Framing(manifest.codec)
     spans = Grid.of(manifest.table).spans
     wanted = range(len(spans)) if only is None else only
-    async with aclosing(_chunks(bus, manifest, wanted)) as chunks:
+    names = [subjects.model_chunk(manifest.chunks[index]) for index in wanted]
+    async with aclosing(get_chunks(bus, subjects.MODELS, names, manifest.body)) as chunks:
         for index in wanted:
             out = place(spans[index])
             await apart(
                 out.nbytes, framing.decode, await anext(chunks), manifest.chunks[index], spans[index], out
             )
             yield spans[index], out
-
-
-async def _chunks(bus: Bus, manifest: ModelManifest, wanted: Sequence[int]) -> AsyncGenerator[Payload]:
-    if manifest.body is not None:
-        for _ in wanted:
-            yield manifest.body
-        return
-    names = [subjects.model_chunk(manifest.chunks[index]) for index in wanted]
-    async with aclosing(get_all(bus, subjects.MODELS, names)) as chunks:
-        async for data in chunks:
-            yield data
 
 
 async def load_model(

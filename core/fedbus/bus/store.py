@@ -274,6 +274,18 @@ async def get_all(
         await asyncio.gather(*ahead, return_exceptions=True)
 
 
+def get_chunks(
+    bus: Bus, stream: str, subjects: Sequence[str], body: Payload | None
+) -> AsyncGenerator[Payload]:
+    """As `get_all`; but where the only chunk came inside its manifest, as `body`, nothing is read."""
+    return get_all(bus, stream, subjects) if body is None else _as_read(body, len(subjects))
+
+
+async def _as_read(body: Payload, times: int) -> AsyncGenerator[Payload]:
+    for _ in range(times):
+        yield body
+
+
 async def leader_get(bus: Bus, stream: str, query: dict[str, Any]) -> tuple[int, str, bytes] | None:
     """A message read from the stream's leader (a replica may be stale); None: there is none.
 
