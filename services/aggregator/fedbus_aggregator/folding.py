@@ -12,7 +12,6 @@ from contextlib import aclosing
 from io import FileIO
 from pathlib import Path
 
-import numpy as np
 from fedbus.bus import Bus
 from fedbus.bus.modelcache import ModelCache
 from fedbus.bus.modelfile import read_vector, scratch_of, write_span
@@ -204,6 +203,7 @@ def _attempt(update: AcceptedUpdate) -> Attempt:
 
 
 def _zeros(grid: Grid) -> Iterator[tuple[Span, Vector]]:
-    zeros = np.zeros(max(span.count for span in grid.spans), np.float32)
+    zeros = scratch_of(grid)
+    zeros.fill(0.0)
     for span in grid.spans:
         yield span, zeros[: span.count]
