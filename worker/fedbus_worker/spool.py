@@ -13,13 +13,13 @@ cut damages is noticed by `intact` and made anew.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from fedbus.bus.threads import apart
+from fedbus.codec.chunk import chunk_digest
 from fedbus_schemas.base import Metrics, Token, Wire
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.update import TensorSpec, UpdateManifest
@@ -131,7 +131,7 @@ class Spool:
         """Whether every chunk on disk is the one that the manifest lists."""
         try:
             chunks = (self.read(update.sizes, i) for i in range(len(update.sizes)))
-            return [hashlib.sha256(chunk).hexdigest() for chunk in chunks] == update.manifest.chunks
+            return [chunk_digest(chunk) for chunk in chunks] == update.manifest.chunks
         except OSError:
             return False
 
