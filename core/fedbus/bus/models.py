@@ -120,18 +120,10 @@ async def read_spans(
             yield spans[index], out
 
 
-async def load_model(
-    bus: Bus, manifest: ModelManifest, out: Vector, on_progress: Callable[[float], None] | None = None
-) -> None:
-    """Download a model into a flat float32 vector of its grid's size."""
-    async with aclosing(read_spans(bus, manifest, lambda span: out[span.offset : span.end])) as spans:
-        async for span, _ in spans:
-            if on_progress:
-                on_progress(span.end / out.size)
-
-
 async def load_values(bus: Bus, manifest: ModelManifest) -> Vector:
     """A whole model in memory: one flat float32 vector in wire order."""
     values = np.empty(Grid.of(manifest.table).size, np.float32)
-    await load_model(bus, manifest, values)
+    async with aclosing(read_spans(bus, manifest, lambda span: values[span.offset : span.end])) as spans:
+        async for _ in spans:
+            pass
     return values
