@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fedbus.bus import Bus, Message
-from fedbus.bus.connection import REQUEST_TIMEOUT_S
 from fedbus_aggregator.service import Aggregator
 from fedbus_planner.service import Planner
 from fedbus_schemas import subjects
 from fedbus_schemas.log import decode_entry
 from fedbus_schemas.report import RunReport
 from fedbus_worker.spool import Spool
+from support.buses import Ask, Tapped
 from support.federation import Parties, federation
 from support.natsd import Stack, broker
 from support.roundlog import entries
@@ -45,20 +44,13 @@ async def check_once(parties: Parties, report: RunReport, workers: int, total: f
 def counting(puts: dict[str, str], run: str, hold_after: int | None = None) -> type[Bus]:
     """A connection that notes the SHA-256 of what it puts for round 1, and stops after so many puts."""
 
-    class Counting(Bus):
-        async def request(
-            self,
-            subject: str,
-            data: bytes = b"",
-            *,
-            headers: Mapping[str, str] | None = None,
-            timeout_s: float = REQUEST_TIMEOUT_S,
-        ) -> Message:
+    class Counting(Tapped):
+        async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
             if subject.startswith(f"fb.update.{run}.1."):
                 if hold_after is not None and len(puts) >= hold_after:
                     await asyncio.Event().wait()
                 puts[subject] = hashlib.sha256(data).hexdigest()
-            return await super().request(subject, data, headers=headers, timeout_s=timeout_s)
+            return await ask()
 
     return Counting
 

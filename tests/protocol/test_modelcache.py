@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 from fedbus.bus import Bus, Message
 from fedbus.bus import modelcache as caching
-from fedbus.bus.connection import REQUEST_TIMEOUT_S
 from fedbus.bus.modelcache import IN_USE, MOST_FILES, CachedModel, ModelCache
 from fedbus.bus.models import publish_model
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid
 from fedbus_schemas.update import TensorSpec
-from support.buses import parties, until
+from support.buses import Ask, Tapped, parties, until
 from support.natsd import Stack
 
 SIZE = 600_000  # three chunks
@@ -28,25 +27,18 @@ SMALL = 100
 ONE_CHUNK = 200_000  # written in a thread, while others ask
 
 
-class Counting(Bus):
+class Counting(Tapped):
     """Counts the chunks that it is asked for, and stops before one of them where it is told to."""
 
     chunks = 0
     most: int | None = None
 
-    async def request(
-        self,
-        subject: str,
-        data: bytes = b"",
-        *,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float = REQUEST_TIMEOUT_S,
-    ) -> Message:
+    async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
         if "fb.model.c." in subject:
             if self.most is not None and self.chunks >= self.most:
                 await asyncio.Event().wait()
             self.chunks += 1
-        return await super().request(subject, data, headers=headers, timeout_s=timeout_s)
+        return await ask()
 
 
 async def publish(bus: Bus, values: Vector, run: str = "cached") -> str:
@@ -135,7 +127,8 @@ async def test_a_broken_download_goes_on_with_the_chunks_it_had(stack: Stack, tm
         breaks.cancel()
         await asyncio.gather(breaks, return_exceptions=True)
         bus.most = None
-        check(await asyncio.wait_for(waits, 10), values)
+        async with asyncio.timeout(10):
+            check(await waits, values)
         assert bus.chunks == CHUNKS
 
 
