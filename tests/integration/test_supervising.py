@@ -77,6 +77,20 @@ async def test_a_process_that_logs_much_does_not_fill_the_disk(tmp_path: Path) -
         assert old.stat().st_size <= MOST_LOG_BYTES
 
 
+async def test_what_cannot_be_looked_after_is_told_of_once_and_the_rest_is(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as (stack, said):
+        stack.start("quiet", [sys.executable, "-c", "import signal; signal.pause()"])
+        logs = stack.log_of("quiet").parent
+        logs.rename(tmp_path / "moved")
+        logs.touch()
+        await until(lambda: said, "the log cannot be read")
+        assert said[0].startswith("warning[log-long]: the log of quiet cannot be kept short, ")
+        assert "Not a directory" in said[0]
+        stack.broker.kill()
+        await until(lambda: len(said) == 2, "the broker is started again")
+        assert said[1].startswith("broker was ended by SIGKILL; started again")
+
+
 async def test_on_a_full_disk_writes_are_refused_with_a_reason_until_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,7 +59,8 @@ class DiskNews:
 class DiskWatch:
     """Says once that a disk runs low, that it is full, and that it has room again.
 
-    Low is less than half the reserve. Full is less than 256 MiB, so that there is room for what is under way.
+    One that cannot be looked at is told of, too, and counts as what it was. Low is less than half the
+    reserve. Full is less than 256 MiB, so that there is room for what is under way.
 
     Args:
         folder: on that disk.
@@ -70,6 +71,7 @@ class DiskWatch:
         self._folder = folder
         self._then = then
         self._code = "disk-room"
+        self._unknown = False
 
     @property
     def full(self) -> bool:
@@ -78,7 +80,14 @@ class DiskWatch:
 
     def look(self) -> DiskNews | None:
         """Look at the disk; None where there is nothing new to say."""
-        disk = shutil.disk_usage(self._folder)
+        try:
+            disk = shutil.disk_usage(self._folder)
+        except OSError as error:
+            if self._unknown:
+                return None
+            self._unknown = True
+            return DiskNews("disk-unknown", f"nobody knows how much space is free: {error}")
+        self._unknown = False
         return self.judge(disk.total, disk.free)
 
     def judge(self, total: int, free: int) -> DiskNews | None:

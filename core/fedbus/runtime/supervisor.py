@@ -32,6 +32,7 @@ class Supervisor:
         self._restarts = Restarts(random.Random().random)
         self._disk = DiskWatch(stack.folder, "the broker stores nothing more, and runs wait")
         self._refusing = False
+        self._untrimmed: set[str] = set()  # processes whose log cannot be put aside
         self._ends: dict[str, tuple[str, float]] = {}  # how it ended, and when
 
     async def run(self) -> None:
@@ -48,14 +49,21 @@ class Supervisor:
                     self._note_end(name, self._stack.how_it_ended(name))
             for name in self._restarts.due(time.monotonic()):
                 await self._start_again(name)
-            await asyncio.to_thread(self._stack.trim_logs)
+            await self._trim_logs()
             await self._look_at_disk()
             await asyncio.sleep(POLL_S)
+
+    async def _trim_logs(self) -> None:
+        failed = await asyncio.to_thread(self._stack.trim_logs)
+        for name in failed.keys() - self._untrimmed:
+            self._say(f"warning[log-long]: the log of {name} cannot be kept short, {failed[name]}")
+        self._untrimmed = set(failed)
 
     async def _look_at_disk(self) -> None:
         """Have the broker refuse writes before the disk does, and take them again when there is room."""
         if (news := self._disk.look()) is not None:
-            self._say(f"{'error' if self._disk.full else 'warning'}[{news.code}]: {news.reason}")
+            level = "error" if news.code == "disk-full" else "warning"
+            self._say(f"{level}[{news.code}]: {news.reason}")
         if self._disk.full != self._refusing and self._stack.broker.running():
             # It may fail on a disk without any space: it is tried again at the next look.
             with contextlib.suppress(FedbusError, OSError):
