@@ -194,6 +194,26 @@ async def test_old_models_go_unless_they_are_used(stack: Stack, tmp_path: Path) 
         assert names(tmp_path, ".f32") == set(digests[3 - IN_USE : 3])
 
 
+async def test_held_models_stay_however_many_pass(stack: Stack, tmp_path: Path) -> None:
+    async with hosts(stack) as (aggregator, bus):
+        digests = [await publish(aggregator, vector(seed, SMALL)) for seed in range(IN_USE + 6)]
+        held, passing = digests[: IN_USE + 2], digests[IN_USE + 2 :]
+        cache = ModelCache(bus, tmp_path, limit_bytes=0)
+        for digest in [*held, held[0], *passing]:
+            if digest in held:
+                await cache.hold(digest)
+            else:
+                await cache.get(digest)
+        assert names(tmp_path, ".f32") == {*held, *passing[-IN_USE:]}
+        for digest in held:
+            cache.let_go(digest)
+        await cache.get(passing[0])
+        await cache.get(passing[1])
+        await cache.get(passing[2])
+        assert names(tmp_path, ".f32") >= {held[0], *passing[3 - IN_USE : 3]}, "one was held twice"
+        assert not set(held[1:]) & names(tmp_path, ".f32")
+
+
 async def test_what_was_just_made_is_taken_over(stack: Stack, tmp_path: Path) -> None:
     values = vector(6)
     async with hosts(stack) as (aggregator, bus):

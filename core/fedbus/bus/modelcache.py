@@ -12,7 +12,7 @@ import asyncio
 import os
 import random
 import tempfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ from fedbus.bus.models import read_manifest
 LIMIT_BYTES = 2_000_000_000
 MOST_FILES = 16  # and up to three more for each process
 TRIES = 50  # to be the one who downloads, where the file is missing and the lock is busy
-IN_USE = 2  # models that one process needs at a time: a round's base, and one to score
+IN_USE = 2  # models that one process keeps beside those it holds: a round's base, and one to score
 
 
 @dataclass(frozen=True, slots=True)
 class CachedModel:
-    """A model at hand: flat float32. The file stays until the process has taken a few others."""
+    """A model at hand: flat float32. The file stays while it is held, or until a few others were taken."""
 
     path: Path
     table: list[TensorSpec]
@@ -55,6 +55,7 @@ class ModelCache:
         self._folder = folder
         self._limit = limit_bytes
         self._held: OrderedDict[str, CachedModel] = OrderedDict()
+        self._holds: Counter[str] = Counter()
         self._added = 0
         self._make_folder()
 
@@ -84,6 +85,18 @@ class ModelCache:
         self._held.move_to_end(digest)
         os.utime(held.path)
         return held
+
+    async def hold(self, digest: str) -> CachedModel:
+        """As `get`, and keep it until `let_go` was called as often."""
+        held = await self.get(digest)
+        self._holds[digest] += 1
+        return held
+
+    def let_go(self, digest: str) -> None:
+        """End a `hold`."""
+        self._holds[digest] -= 1
+        if not self._holds[digest]:
+            del self._holds[digest]
 
     @contextmanager
     def making(self, name: str) -> Iterator[Path]:
@@ -146,8 +159,9 @@ class ModelCache:
         if before := self._held.pop(digest, None):
             before.lock.release()
         self._held[digest] = CachedModel(self._path(digest), table, lock)
-        while len(self._held) > IN_USE:
-            self._held.popitem(last=False)[1].lock.release()
+        passing = [each for each in self._held if each not in self._holds]
+        for each in passing[:-IN_USE]:
+            self._held.pop(each).lock.release()
         self._added += 1
         # Small ones need room only now and then: to look costs more than they do.
         if self._added % 4 == 1 or 4 * sum(tensor.size for tensor in table) > self._limit // MOST_FILES:

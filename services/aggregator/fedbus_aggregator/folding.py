@@ -65,12 +65,23 @@ class Folding:
         """Prepare for a round; calling it again changes nothing."""
         if self._round == ref:
             return
-        self._forget_reads()
+        self.close()
         assert round_.opened is not None
-        self._base = round_.opened.base
-        self._table = (await self._models.get(self._base)).table if self._base else None
+        base = round_.opened.base
+        # Other runs' models pass meanwhile: it is held, so that it need not be looked for again.
+        self._table = (await self._models.hold(base)).table if base else None
+        self._base = base
         await self._start_sum()
         self._round = ref
+
+    def close(self) -> None:
+        """Let go of what the last round needed."""
+        for read in self._read.values():
+            self._reader.release(read.values)
+        self._read, self._round = {}, None
+        if self._base:
+            self._models.let_go(self._base)
+            self._base = None
 
     def is_last(self, number: int, round_: Round) -> bool:
         """Whether no round follows an ended one."""
@@ -191,11 +202,6 @@ class Folding:
         for start in range(0, values.size, CHUNK_ELEMENTS):
             self._strategy.add(start, values[start : start + CHUNK_ELEMENTS], weight)
         self._strategy.counted(weight)
-
-    def _forget_reads(self) -> None:
-        for read in self._read.values():
-            self._reader.release(read.values)
-        self._read = {}
 
 
 def _attempt(update: AcceptedUpdate) -> Attempt:
