@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fedbus.bus import Bus, Message
 from fedbus.bus import modelcache as caching
+from fedbus.bus.hostlock import HostLock
 from fedbus.bus.modelcache import IN_USE, MOST_FILES, CachedModel, ModelCache
 from fedbus.bus.models import publish_model
 from fedbus.codec import Vector
@@ -130,6 +131,37 @@ async def test_a_broken_download_goes_on_with_the_chunks_it_had(stack: Stack, tm
         async with asyncio.timeout(10):
             check(await waits, values)
         assert bus.chunks == CHUNKS
+
+
+@pytest.mark.parametrize(("size", "chunks"), [(SMALL, 0), (SIZE, CHUNKS)])
+async def test_who_downloads_and_was_stopped_holds_nobody_up(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, chunks: int
+) -> None:
+    monkeypatch.setattr(caching, "STUCK_S", 0.1)
+    values = vector(8, size)
+    async with hosts(stack) as (aggregator, bus):
+        digest = await publish(aggregator, values)
+        stopped = HostLock.take(tmp_path / f"{digest}.lock", alone=True)
+        assert stopped is not None
+        (tmp_path / f"{digest}.part").write_bytes(b"begun")
+        cache = ModelCache(bus, tmp_path, limit_bytes=0)
+        async with asyncio.timeout(20):
+            own = await cache.get(digest)
+        check(own, values)
+        with cache.making("made") as part:
+            values.tofile(part)
+            async with asyncio.timeout(20):
+                await cache.add(digest, own.table, part)
+        check(await cache.get(digest), values)
+        assert bus.chunks == chunks
+        stopped.release()
+        # Now it can be shared again; what was made meanwhile goes like any other file.
+        check(await ModelCache(bus, tmp_path).get(digest), values)
+        assert bus.chunks == 2 * chunks
+        cache.close()
+        await cache.get(await publish(aggregator, vector(9, SMALL)))
+        await cache.get(await publish(aggregator, vector(10, SMALL)))
+        assert not [name for name in names(tmp_path, ".f32") if name.startswith(f"{digest}-")]
 
 
 async def test_a_file_that_was_removed_while_it_is_used(
