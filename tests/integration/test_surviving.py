@@ -14,6 +14,7 @@ from fedbus_aggregator.service import Aggregator
 from fedbus_planner.service import Planner
 from fedbus_schemas import subjects
 from fedbus_schemas.log import decode_entry
+from fedbus_schemas.messages import Progress
 from fedbus_schemas.report import RunReport
 from fedbus_worker.spool import Spool
 from support.buses import Ask, Tapped
@@ -53,6 +54,18 @@ def counting(puts: dict[str, str], run: str, hold_after: int | None = None) -> t
             return await ask()
 
     return Counting
+
+
+async def test_once_all_is_encoded_the_upload_is_told(stack: Stack, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        await parties.api.hear_progress(told.append)
+        await parties.join("slow", connection=counting({}, "slow-link", hold_after=5))
+        await parties.start({"train": {"elements": ELEMENTS}}, "slow-link")
+        await parties.until(lambda: any(p.round == 1 and p.phase == "upload" for p in told), "it is told")
+        await parties.until(lambda: told[-1].fraction == 5 / CHUNKS, "as far as it is")
+        phases = [p.phase for p in told if p.round == 1]
+        assert set(phases[phases.index("upload") :]) == {"upload"}
 
 
 async def test_a_worker_that_crashed_in_mid_upload_resumes_at_the_chunk_it_had(

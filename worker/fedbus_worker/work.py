@@ -29,10 +29,6 @@ Report = Callable[[Phase, float], None]
 log = logging.getLogger(__name__)
 
 
-def _untold(*_: object) -> None:
-    """Progress of which nobody needs to hear."""
-
-
 class Work:
     """Does assignments, one at a time."""
 
@@ -167,7 +163,12 @@ class Work:
             with step("encode") as span:
                 update = await encoding.run(lambda fraction: report("encode", fraction))
                 span.attributes["bytes"] = update.manifest.size_bytes
+            report("upload", len(spool.stored()) / len(update.sizes))
             return update
+
+        def uploaded(phase: Phase, fraction: float) -> None:
+            if encoded.done():  # until then it is told how far the encoding is
+                report(phase, fraction)
 
         encoded = asyncio.create_task(encode())
         try:
@@ -177,7 +178,7 @@ class Work:
                 await encoding.reached(0, encoded)
                 with step("upload", attempt=encoding.attempt) as span:
                     ready = encoding.indices(encoded)
-                    await self._send_chunks(spool, encoding.seat, encoding.sizes, ready, span)
+                    await self._send_chunks(spool, encoding.seat, encoding.sizes, ready, span, uploaded)
                     update = await asyncio.shield(encoded)
                     span.attributes["bytes"] = update.manifest.size_bytes
                     await self._send_manifest(spool, update.manifest, report)
@@ -211,7 +212,7 @@ class Work:
         sizes: list[int],
         indices: AsyncIterable[int],
         span: OpenSpan,
-        report: Report = _untold,
+        report: Report,
     ) -> None:
         done = 0
 
