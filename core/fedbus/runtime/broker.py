@@ -19,6 +19,7 @@ import click
 from fedbus.base.errors import BusUnavailable, ConfigError, FedbusError
 from fedbus.base.settings import check_environment, variable
 from fedbus.bus.credentials import Credentials, bracketed, write_private
+from fedbus.bus.store import NO_WRITES
 from fedbus.runtime.accounts import Accounts
 from fedbus.runtime.claim import Claim, is_claimed
 from fedbus.runtime.disk import storage_limit
@@ -29,7 +30,6 @@ from fedbus.runtime.server import check_version, find_server
 from fedbus.runtime.serverconf import ACCOUNTS_FILE, render_server
 from fedbus.runtime.stackfile import StackFile, make_folder, read_stack
 
-NO_WRITES = 1  # bytes that it may store then; 0 would mean any number
 _POLL_S = 0.005
 _RELOAD_S = 10.0
 
