@@ -6,8 +6,10 @@ A stream that meets a full disk stays wedged until the broker restarts, so the b
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +30,16 @@ def storage_limit(store: Path) -> int:
         ConfigError: less than 256 MiB would be left.
     """
     disk = shutil.disk_usage(store)
-    held = sum(path.stat().st_blocks * 512 for path in store.rglob("*") if path.is_file())
-    return bound(total=disk.total, free=disk.free, held=held, where=str(store))
+    return bound(total=disk.total, free=disk.free, held=_held(store), where=str(store))
+
+
+def _held(store: Path) -> int:
+    held = 0
+    for folder, _, names in os.walk(store):
+        for name in names:
+            with suppress(FileNotFoundError):  # the broker that runs has just removed it
+                held += Path(folder, name).lstat().st_blocks * 512
+    return held
 
 
 def bound(*, total: int, free: int, held: int, where: str) -> int:

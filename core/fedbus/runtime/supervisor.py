@@ -14,6 +14,7 @@ from fedbus.runtime.restarts import Restarts
 from fedbus.runtime.stack import LocalStack
 
 POLL_S = 0.1
+ROOM_S = 60.0  # between looks at whether the disk has room for more than the broker may store
 
 
 class Supervisor:
@@ -32,6 +33,7 @@ class Supervisor:
         self._restarts = Restarts(random.Random().random)
         self._disk = DiskWatch(stack.folder, "the broker stores nothing more, and runs wait")
         self._refusing = False
+        self._room_due = 0.0
         self._untrimmed: set[str] = set()  # processes whose log cannot be put aside
         self._ends: dict[str, tuple[str, float]] = {}  # how it ended, and when
 
@@ -60,11 +62,13 @@ class Supervisor:
         self._untrimmed = set(failed)
 
     async def _look_at_disk(self) -> None:
-        """Have the broker refuse writes before the disk does, and take them again when there is room."""
+        """Have the broker refuse writes before the disk does, and take what there is room for."""
         if (news := self._disk.look()) is not None:
             level = "error" if news.code == "disk-full" else "warning"
             self._say(f"{level}[{news.code}]: {news.reason}")
-        if self._disk.full != self._refusing and self._stack.broker.running():
+        room_due = not self._disk.full and time.monotonic() >= self._room_due
+        if (self._disk.full != self._refusing or room_due) and self._stack.broker.running():
+            self._room_due = time.monotonic() + ROOM_S
             # It may fail on a disk without any space: it is tried again at the next look.
             with contextlib.suppress(FedbusError, OSError):
                 await asyncio.to_thread(self._stack.broker.refuse_writes, self._disk.full)
