@@ -8,6 +8,7 @@ from fedbus.bus.hostlock import HostLock
 from support.federation import federation
 from support.natsd import Stack
 
+ELEMENTS = 300_000  # two chunks: such a model is shared with other processes
 RUNS = [f"beside-{number}" for number in range(4)]
 
 
@@ -24,7 +25,7 @@ async def test_the_base_of_each_run_is_held_while_its_round_is_open(stack: Stack
         await parties.script("silent")
         bases: list[str] = []
         for run in RUNS:
-            await parties.start({"cohort": {"min": 1}}, run)
+            await parties.start({"cohort": {"min": 1}, "train": {"elements": ELEMENTS}}, run)
             await parties.until(lambda run=run: parties.round(run, 1).opened, "it has a model")
             base = parties.round(run, 0).aggregated.model
             await parties.until(lambda base=base: not is_free(tmp_path, base), "the aggregator has it")
@@ -34,6 +35,6 @@ async def test_the_base_of_each_run_is_held_while_its_round_is_open(stack: Stack
         for run in RUNS:
             await parties.api.abort(run)
             await parties.ended(run)
-        last = await parties.start({"cohort": {"min": 1}}, "beside-last")
+        last = await parties.start({"cohort": {"min": 1}, "train": {"elements": ELEMENTS}}, "beside-last")
         await parties.until(lambda: parties.round(last, 1).opened, "it has a model")
         await parties.until(lambda: sum(is_free(tmp_path, base) for base in bases) >= 3, "they are let go")

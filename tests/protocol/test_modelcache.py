@@ -17,7 +17,7 @@ from fedbus.bus.modelcache import IN_USE, MOST_FILES, CachedModel, ModelCache
 from fedbus.bus.models import publish_model
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing
-from fedbus.codec.grid import Grid
+from fedbus.codec.grid import CHUNK_ELEMENTS, Grid
 from fedbus_schemas.update import TensorSpec
 from support.buses import Ask, Tapped, parties, until
 from support.natsd import Stack
@@ -25,6 +25,7 @@ from support.natsd import Stack
 SIZE = 600_000  # three chunks
 CHUNKS = 3
 SMALL = 100
+TWO_CHUNKS = CHUNK_ELEMENTS + 1
 ONE_CHUNK = 200_000  # written in a thread, while others ask
 
 
@@ -49,8 +50,8 @@ async def publish(bus: Bus, values: Vector, run: str = "cached") -> str:
         for span in Grid.of(table).spans:
             yield Framing("dense").encode(span, values[span.offset : span.end])
 
-    made, _ = await publish_model(bus, encoded(), run=run, round=1, parent=None, codec="dense", table=table)
-    return made.digest()
+    made = await publish_model(bus, encoded(), run=run, round=1, parent=None, codec="dense", table=table)
+    return made.digest
 
 
 def vector(seed: int, size: int = SIZE) -> Vector:
@@ -133,12 +134,11 @@ async def test_a_broken_download_goes_on_with_the_chunks_it_had(stack: Stack, tm
         assert bus.chunks == CHUNKS
 
 
-@pytest.mark.parametrize(("size", "chunks"), [(SMALL, 0), (SIZE, CHUNKS)])
 async def test_who_downloads_and_was_stopped_holds_nobody_up(
-    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, chunks: int
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(caching, "STUCK_S", 0.1)
-    values = vector(8, size)
+    values = vector(8)
     async with hosts(stack) as (aggregator, bus):
         digest = await publish(aggregator, values)
         stopped = HostLock.take(tmp_path / f"{digest}.lock", alone=True)
@@ -148,20 +148,17 @@ async def test_who_downloads_and_was_stopped_holds_nobody_up(
         async with asyncio.timeout(20):
             own = await cache.get(digest)
         check(own, values)
-        with cache.making("made") as part:
+        with cache.making(own.table) as part:
             values.tofile(part)
             async with asyncio.timeout(20):
                 await cache.add(digest, own.table, part)
         check(await cache.get(digest), values)
-        assert bus.chunks == chunks
+        assert bus.chunks == CHUNKS
+        assert not names(tmp_path, ".f32"), "nothing is shared"
         stopped.release()
-        # Now it can be shared again; what was made meanwhile goes like any other file.
         check(await ModelCache(bus, tmp_path).get(digest), values)
-        assert bus.chunks == 2 * chunks
-        cache.close()
-        await cache.get(await publish(aggregator, vector(9, SMALL)))
-        await cache.get(await publish(aggregator, vector(10, SMALL)))
-        assert not [name for name in names(tmp_path, ".f32") if name.startswith(f"{digest}-")]
+        assert bus.chunks == 2 * CHUNKS
+        assert names(tmp_path, ".f32") == {digest}
 
 
 async def test_a_file_that_was_removed_while_it_is_used(
@@ -192,19 +189,27 @@ async def test_a_folder_that_was_cleaned_away_is_made_anew(stack: Stack, tmp_pat
 
 @pytest.mark.parametrize("size", [SMALL, ONE_CHUNK])
 async def test_small_models_come_with_their_manifest(stack: Stack, tmp_path: Path, size: int) -> None:
-    values = vector(5, size)
+    """Each process has its own file for them, and uses it again for others, of other sizes."""
     async with hosts(stack) as (aggregator, bus):
-        digest = await publish(aggregator, values)
-        (tmp_path / f"{digest}.f32").write_bytes(b"rubbish")
-        for model in await asyncio.gather(*(ModelCache(bus, tmp_path).get(digest) for _ in range(3))):
-            check(model, values)
+        digests = [await publish(aggregator, vector(n, size - n % 2)) for n in range(5)]
+        caches = [ModelCache(bus, tmp_path) for _ in range(3)]
+        paths = set()
+        for n, digest in enumerate(digests):
+            for cache in caches:
+                check(await cache.get(digest), vector(n, size - n % 2))
+                paths.add((await cache.get(digest)).path)
+            if n:
+                check(await caches[0].get(digests[n - 1]), vector(n - 1, size - (n - 1) % 2))
         assert bus.chunks == 0
-        assert [len(names(tmp_path, suffix)) for suffix in (".f32", ".lock", ".part")] == [1, 1, 0]
+        assert len(paths) <= 3 * (IN_USE + 1)
+        assert {path.parent.name for path in paths} == {"own-1", "own-2", "own-3"}
+        caches[1].close()
+        assert (await ModelCache(bus, tmp_path).get(digests[0])).path.parent.name == "own-2"
 
 
 async def test_old_models_go_unless_they_are_used(stack: Stack, tmp_path: Path) -> None:
     async with hosts(stack) as (aggregator, bus):
-        digests = [await publish(aggregator, vector(seed, SMALL)) for seed in range(MOST_FILES + 5)]
+        digests = [await publish(aggregator, vector(seed, TWO_CHUNKS)) for seed in range(MOST_FILES + 5)]
         uses, passes = ModelCache(bus, tmp_path), ModelCache(bus, tmp_path)
         used = await uses.get(digests[0])
         for digest in digests[1:]:
@@ -214,7 +219,7 @@ async def test_old_models_go_unless_they_are_used(stack: Stack, tmp_path: Path) 
         assert held > set(digests[-MOST_FILES + 1 :])
         assert len(held) <= MOST_FILES + 3
         assert names(tmp_path, ".lock") == held
-        check(used, vector(0, SMALL))
+        check(used, vector(0, TWO_CHUNKS))
 
         # A limit in bytes leaves those that are used.
         lean = ModelCache(bus, tmp_path, limit_bytes=0)
@@ -228,7 +233,7 @@ async def test_old_models_go_unless_they_are_used(stack: Stack, tmp_path: Path) 
 
 async def test_held_models_stay_however_many_pass(stack: Stack, tmp_path: Path) -> None:
     async with hosts(stack) as (aggregator, bus):
-        digests = [await publish(aggregator, vector(seed, SMALL)) for seed in range(IN_USE + 6)]
+        digests = [await publish(aggregator, vector(seed, TWO_CHUNKS)) for seed in range(IN_USE + 6)]
         held, passing = digests[: IN_USE + 2], digests[IN_USE + 2 :]
         cache = ModelCache(bus, tmp_path, limit_bytes=0)
         for digest in [*held, held[0], *passing]:
@@ -238,12 +243,22 @@ async def test_held_models_stay_however_many_pass(stack: Stack, tmp_path: Path) 
                 await cache.get(digest)
         assert names(tmp_path, ".f32") == {*held, *passing[-IN_USE:]}
         for digest in held:
-            cache.let_go(digest)
+            cache.release(digest)
         await cache.get(passing[0])
         await cache.get(passing[1])
         await cache.get(passing[2])
         assert names(tmp_path, ".f32") >= {held[0], *passing[3 - IN_USE : 3]}, "one was held twice"
         assert not set(held[1:]) & names(tmp_path, ".f32")
+
+
+async def test_the_file_of_a_held_small_model_is_not_used_again(stack: Stack, tmp_path: Path) -> None:
+    async with hosts(stack) as (aggregator, bus):
+        digests = [await publish(aggregator, vector(seed, SMALL)) for seed in range(IN_USE + 4)]
+        cache = ModelCache(bus, tmp_path)
+        held = await cache.hold(digests[0])
+        for digest in digests[1:]:
+            await cache.get(digest)
+        check(held, vector(0, SMALL))
 
 
 async def test_what_was_just_made_is_taken_over(stack: Stack, tmp_path: Path) -> None:

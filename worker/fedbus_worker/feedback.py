@@ -25,54 +25,9 @@ from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid, Span
 from numpy.typing import NDArray
 
-from fedbus_worker.spool import Spool
-
 log = logging.getLogger(__name__)
 
-# More runs and nodes than a worker has at a time; the residual that was not used for longest goes first.
-KEPT = 64
 _SUM = np.dtype("<u4")
-
-
-class Residuals:
-    """The files of all runs that this worker takes part in."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._runs = {path.name.partition(".")[0] for path in folder.iterdir()}
-
-    def path(self, key: str) -> Path:
-        """Where the residual of an assignment's run and node is, if there is one."""
-        run, _, node = key.split(".")
-        return self._folder / f"{run}.{node}"
-
-    def settle(self, key: str, spool: Spool, counted: bool | None) -> None:
-        """The round of an assignment is over: what its update lost counts if the update did.
-
-        Args:
-            key: the assignment's.
-            spool: its folder.
-            counted: None where it is not known any more. An update that was offered may have counted,
-                and nothing must be sent twice.
-        """
-        if not (spool.offered if counted is None else counted) or not spool.lost.exists():
-            return
-        spool.lost.replace(self.path(key))
-        self._runs.add(key.partition(".")[0])
-        files = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)
-        for oldest in files[:-KEPT]:
-            oldest.unlink()
-
-    def runs(self) -> list[str]:
-        """Runs that have a residual."""
-        return sorted(self._runs)
-
-    def forget(self, run: str) -> None:
-        """Delete what is kept of a run."""
-        for path in self._folder.glob(f"{run}.*"):
-            path.unlink()
-        self._runs.discard(run)
 
 
 class Feedback:

@@ -25,8 +25,10 @@ from fedbus_schemas.update import ModelManifest, TensorSpec
 from fedbus.base.clock import random_token
 from fedbus.bus.connection import Bus
 from fedbus.bus.hostlock import POLL_S, HostLock, Patience
-from fedbus.bus.modelfile import Progress, download
+from fedbus.bus.modelfile import Progress, download, write_body
 from fedbus.bus.models import read_manifest
+from fedbus.bus.ownfiles import OwnFiles
+from fedbus.codec.grid import Grid
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class CachedModel:
 
     path: Path
     table: list[TensorSpec]
-    lock: HostLock
+    lock: HostLock | None  # None: it is nobody else's
 
 
 class ModelCache:
@@ -61,7 +63,7 @@ class ModelCache:
         self._limit = limit_bytes
         self._held: OrderedDict[str, CachedModel] = OrderedDict()
         self._holds: Counter[str] = Counter()
-        self._added = 0
+        self._own = OwnFiles(folder)
         self._make_folder()
 
     async def get(self, digest: str, progress: Progress = lambda share: None) -> CachedModel:
@@ -76,125 +78,131 @@ class ModelCache:
             DigestMismatch, ChunkRefused, RemoteContractError: what it has is something else.
         """
         if digest in self._held and not self._held[digest].path.exists():
-            self._held.pop(digest).lock.release()  # somebody cleaned up
+            self._let_go(self._held.pop(digest))  # somebody cleaned up
         if digest not in self._held:
             manifest = await read_manifest(self._bus, digest)
-            self._make_folder()
-            patience = self._patience(digest)
-            # What came with its manifest is cheaper to write than to look whether another process did.
-            make = self._once if manifest.body is None else self._at_once
-            self._hold(digest, await make(digest, manifest, progress, patience))
+            if manifest.body is None:
+                self._make_folder()
+                self._take(digest, await self._once(digest, manifest, progress))
+            else:
+                # It came with its manifest: cheaper to write than to look whether another process did.
+                path = self._own.take()
+                write_body(manifest, path)
+                self._take(digest, CachedModel(path, manifest.table, None))
         held = self._held[digest]
         self._held.move_to_end(digest)
-        os.utime(held.path)
+        if held.lock:
+            os.utime(held.path)
         return held
 
     async def hold(self, digest: str) -> CachedModel:
-        """As `get`, and keep it until `let_go` was called as often."""
+        """As `get`, and keep it until `release` was called as often."""
         held = await self.get(digest)
         self._holds[digest] += 1
         return held
 
-    def let_go(self, digest: str) -> None:
+    def release(self, digest: str) -> None:
         """End a `hold`."""
         self._holds[digest] -= 1
         if not self._holds[digest]:
             del self._holds[digest]
 
     @contextmanager
-    def making(self, name: str) -> Iterator[Path]:
+    def making(self, table: list[TensorSpec]) -> Iterator[Path]:
         """A file to write a model into, for `add`; what is not added is removed."""
-        self._make_folder()
-        part = self._folder / f"{name}.{random_token()}.part"
+        if len(Grid.of(table).spans) == 1:
+            part = self._own.take()
+        else:
+            self._make_folder()
+            part = self._folder / f"made.{random_token()}.part"
         try:
             yield part
         finally:
-            part.unlink(missing_ok=True)
+            if part not in [held.path for held in self._held.values()]:
+                self._drop(part)
 
     async def add(self, digest: str, table: list[TensorSpec], part: Path) -> None:
         """Take over a file that this process has just written, and knows to be right."""
-        name, lock = await self._lock(digest, self._patience(digest))
-        self._keep(part, name)
-        self._hold(digest, CachedModel(self._path(name), table, lock))
+        if self._own.has(part):
+            self._take(digest, CachedModel(part, table, None))
+            return
+        lock = await self._wait(digest, self._patience(digest))
+        path = self._path(digest) if lock else self._own.take()
+        self._keep(part, path)
+        self._take(digest, CachedModel(path, table, lock))
 
     def close(self) -> None:
         """Let other processes delete what this one used."""
         while self._held:
-            self._held.popitem()[1].lock.release()
+            self._let_go(self._held.popitem()[1])
+        self._own.close()
 
-    async def _at_once(
-        self, digest: str, manifest: ModelManifest, progress: Progress, patience: Patience
-    ) -> CachedModel:
-        """Make the file without regard to other processes."""
-        name, lock = await self._lock(digest, patience)
-        # Not by process id: two containers that share the folder may have the same.
-        part = self._folder / f"{name}.{random_token()}.part"
-        try:
-            await download(self._bus, manifest, part, progress)
-            self._keep(part, name)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            lock.release()
-            raise
-        return CachedModel(self._path(name), manifest.table, lock)
-
-    async def _once(
-        self, digest: str, manifest: ModelManifest, progress: Progress, patience: Patience
-    ) -> CachedModel:
-        """Download for all processes of this host."""
+    async def _once(self, digest: str, manifest: ModelManifest, progress: Progress) -> CachedModel:
+        """Download for all processes of this host, or for this one where others are in the way."""
+        path, patience = self._path(digest), self._patience(digest)
         for _ in range(TRIES):
             if lock := HostLock.take(self._lock_path(digest), alone=True):
                 try:
                     part = self._distrust(digest)
                     await download(self._bus, manifest, part, progress)
-                    self._keep(part, digest)
+                    self._keep(part, path)
                 except BaseException:
                     lock.release()
                     raise
                 if lock.share():
-                    return CachedModel(self._path(digest), manifest.table, lock)
+                    return CachedModel(path, manifest.table, lock)
             lock = await self._wait(digest, patience)
             if lock is None:
                 break
-            if self._path(digest).exists():
-                return CachedModel(self._path(digest), manifest.table, lock)
+            if path.exists():
+                return CachedModel(path, manifest.table, lock)
             # Whoever downloaded it was killed: one of those who waited goes on.
             lock.release()
             await asyncio.sleep(POLL_S * random.random())
-        # Somebody removed it while it is used, or was stopped while downloading it.
-        return await self._at_once(digest, manifest, progress, patience)
-
-    async def _lock(self, digest: str, patience: Patience) -> tuple[str, HostLock]:
-        """The name of a file to make, and a shared lock on it; a name of our own where patience is over."""
-        if lock := await self._wait(digest, patience):
-            return digest, lock
-        log.warning("another process has locked model %s and gets no further: not shared", digest[:12])
-        name = f"{digest}-{random_token()}"
-        lock = HostLock.take(self._lock_path(name), alone=False)
-        assert lock is not None, "nobody else knows its name"
-        return name, lock
+        # Somebody removed it while others use it, or was stopped while downloading it.
+        path = self._own.take()
+        try:
+            await download(self._bus, manifest, path, progress)
+        except BaseException:
+            self._own.give(path)
+            raise
+        return CachedModel(path, manifest.table, None)
 
     async def _wait(self, digest: str, patience: Patience) -> HostLock | None:
+        """A shared lock on a model's file; None where whoever has it alone gets no further."""
         loop = asyncio.get_running_loop()
-        return await HostLock.wait_shared(
+        lock = await HostLock.wait_shared(
             self._lock_path(digest),
             lambda: patience.is_over(loop.time(), excused=not self._bus.connected),
         )
+        if lock is None:
+            log.warning("another process has locked model %s and gets no further: not shared", digest[:12])
+        return lock
 
     def _patience(self, digest: str) -> Patience:
         return Patience(self._part(digest), STUCK_S)
 
-    def _hold(self, digest: str, model: CachedModel) -> None:
+    def _take(self, digest: str, model: CachedModel) -> None:
         if before := self._held.pop(digest, None):
-            before.lock.release()
+            self._let_go(before)
         self._held[digest] = model
         passing = [each for each in self._held if each not in self._holds]
         for each in passing[:-IN_USE]:
-            self._held.pop(each).lock.release()
-        self._added += 1
-        # Small ones need room only now and then: to look costs more than they do.
-        if self._added % 4 == 1 or 4 * sum(tensor.size for tensor in model.table) > self._limit // MOST_FILES:
+            self._let_go(self._held.pop(each))
+        if model.lock:
             self._make_room()
+
+    def _let_go(self, model: CachedModel) -> None:
+        if model.lock:
+            model.lock.release()
+        else:
+            self._own.give(model.path)
+
+    def _drop(self, part: Path) -> None:
+        if self._own.has(part):
+            self._own.give(part)
+        else:
+            part.unlink(missing_ok=True)
 
     def _make_room(self) -> None:
         """Delete what is longest unused, and used by nobody, until the rest is within the limits."""
@@ -224,17 +232,17 @@ class ModelCache:
             self._path(digest).replace(part)
         return part
 
+    def _keep(self, part: Path, path: Path) -> None:
+        part.replace(path)
+
     def _part(self, digest: str) -> Path:
         return self._folder / f"{digest}.part"
 
-    def _keep(self, part: Path, name: str) -> None:
-        part.replace(self._path(name))
+    def _path(self, digest: str) -> Path:
+        return self._folder / f"{digest}.f32"
 
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.f32"
-
-    def _lock_path(self, name: str) -> Path:
-        return self._folder / f"{name}.lock"
+    def _lock_path(self, digest: str) -> Path:
+        return self._folder / f"{digest}.lock"
 
 
 @contextmanager

@@ -45,10 +45,38 @@ def write_span(descriptor: int, span: Span, values: Vector) -> None:
     Raises:
         OSError: the disk is full.
     """
-    view, offset = values.data.cast("B"), 4 * span.offset
+    write_all(descriptor, values.data.cast("B"), 4 * span.offset)
+
+
+def write_all(descriptor: int, view: memoryview, offset: int) -> None:
+    """Put bytes into their place.
+
+    Raises:
+        OSError: the disk is full.
+    """
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
+
+
+def write_body(manifest: ModelManifest, path: Path) -> None:
+    """Write a model that came with its manifest, over whatever is in a file.
+
+    Raises:
+        ChunkRefused, DigestMismatch: the body is not what the manifest says.
+        OSError: the disk is full.
+    """
+    assert manifest.body is not None
+    grid = Grid.of(manifest.table)
+    (span,), values = grid.spans, scratch_of(grid)
+    Framing(manifest.codec).decode(manifest.body, manifest.chunks[0], span, values)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(descriptor).st_size != grid.bytes:
+            os.ftruncate(descriptor, grid.bytes)
+        write_span(descriptor, span, values)
+    finally:
+        os.close(descriptor)
 
 
 async def download(bus: Bus, manifest: ModelManifest, part: Path, progress: Progress) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from contextlib import aclosing
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from fedbus_schemas import subjects
-from fedbus_schemas.update import ModelManifest, TensorSpec
+from fedbus_schemas.update import ModelManifest, TensorSpec, UpdateManifest
 
 from fedbus.base.errors import DigestMismatch, RemoteContractError
 from fedbus.bus.connection import Bus
@@ -18,6 +19,16 @@ from fedbus.codec import Vector
 from fedbus.codec.chunk import chunk_digest
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid, Span
+
+M = TypeVar("M", UpdateManifest, ModelManifest)
+
+
+class PublishedModel(NamedTuple):
+    """A model that is stored: its digest, its manifest without a body, its bytes on the wire."""
+
+    digest: str
+    manifest: ModelManifest
+    wire_bytes: int
 
 
 async def read_manifest(bus: Bus, digest: str) -> ModelManifest:
@@ -51,7 +62,7 @@ async def publish_model(
     parent: str | None,
     codec: str,
     table: list[TensorSpec],
-) -> tuple[ModelManifest, int]:
+) -> PublishedModel:
     """Store a model; its manifest comes last. A single chunk rides in the manifest, where that fits.
 
     Args:
@@ -62,9 +73,6 @@ async def publish_model(
         parent: digest of the model it was made from.
         codec: of the chunks.
         table: its tensors, in wire order.
-
-    Returns:
-        The manifest, and the bytes on the wire.
     """
     publisher, alone = Publisher(bus), len(Grid.of(table).spans) == 1
     digests: list[str] = []
@@ -85,15 +93,29 @@ async def publish_model(
     manifest = ModelManifest(
         run=run, round=round, parent=parent, codec=codec, table=table, chunks=digests, size_bytes=sum(sizes)
     )
-    if alone:
-        with_body = manifest.model_copy(update={"body": first})
-        if len(with_body.pack()) <= bus.max_message:
-            manifest = with_body
-        else:
+    packed = pack_with_body(manifest, first, bus.max_message) if alone else None
+    if packed is not None:
+        size = len(packed)
+    else:
+        if alone:
             await publisher.put(subjects.model_chunk(digests[0]), first)
-    packed = manifest.pack()
-    await publisher.put(subjects.model_manifest(manifest.digest()), packed)
-    return manifest, len(packed) + (sum(sizes) if manifest.body is None else 0)
+        packed = manifest.pack()
+        size = len(packed) + sum(sizes)
+    digest = hashlib.sha256(packed).hexdigest()
+    await publisher.put(subjects.model_manifest(digest), packed)
+    return PublishedModel(digest, manifest, size)
+
+
+def pack_with_body(manifest: M, body: bytes, limit: int) -> bytes | None:
+    """A manifest with its only chunk in it: one message instead of two; None where it would be too long.
+
+    Args:
+        manifest: of an update or a model of one chunk.
+        body: the chunk.
+        limit: bytes that a message may have.
+    """
+    packed = manifest.model_copy(update={"body": body}).pack()
+    return packed if len(packed) <= limit else None
 
 
 async def read_spans(

@@ -7,9 +7,9 @@ write-once subjects make the same bytes, so the sum is the same to the bit.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from io import FileIO
 from pathlib import Path
 
 from fedbus.bus import Bus
@@ -80,7 +80,7 @@ class Folding:
             self._reader.release(read.values)
         self._read, self._round = {}, None
         if self._base:
-            self._models.let_go(self._base)
+            self._models.release(self._base)
             self._base = None
 
     def is_last(self, number: int, round_: Round) -> bool:
@@ -147,9 +147,9 @@ class Folding:
         """Publish base plus mean update as the next model; return its digest and its bytes on the wire."""
         assert self._table is not None
         base = (await self._models.get(self._base)).path if self._base else None
-        with self._models.making(ref.run) as made:
+        with self._models.making(self._table) as made:
             async with aclosing(self._model_chunks(Grid.of(self._table), base, made)) as chunks:
-                manifest, size = await publish_model(
+                digest, _, size = await publish_model(
                     self._bus,
                     chunks,
                     run=ref.run,
@@ -159,7 +159,6 @@ class Folding:
                     table=self._table,
                 )
             # The next round begins with it: nobody here has to download what was just made.
-            digest = manifest.digest()
             await self._models.add(digest, self._table, made)
         return digest, size
 
@@ -167,13 +166,15 @@ class Folding:
         framing = Framing(self._plan.codec.down.name, self._plan.codec.down.params)
         mean = scratch_of(grid)
         spans = read_vector(base, grid) if base else _zeros(grid)
-        with made.open("wb", buffering=0) as file:
+        file = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(file, grid.bytes)
             for _ in grid.spans:
                 yield await apart(4 * mean.size, self._seal, spans, mean, framing, file)
+        finally:
+            os.close(file)
 
-    def _seal(
-        self, spans: Iterator[tuple[Span, Vector]], mean: Vector, framing: Framing, file: FileIO
-    ) -> bytes:
+    def _seal(self, spans: Iterator[tuple[Span, Vector]], mean: Vector, framing: Framing, file: int) -> bytes:
         """Encode the next span of the model, and write it down as whoever decodes it will have it."""
         span, values = next(spans)
         out = mean[: span.count]
@@ -182,7 +183,7 @@ class Folding:
         data = framing.encode(span, out)
         if not framing.is_exact(span):
             framing.decode(data, chunk_digest(data), span, out)
-        write_span(file.fileno(), span, out)
+        write_span(file, span, out)
         return data
 
     async def _read_again(self, ref: RoundRef, update: AcceptedUpdate, round_: Round) -> ReadUpdate:
