@@ -59,6 +59,11 @@ def announce(run: str) -> str:
     return f"fb.announce.{run}"
 
 
+def parse_announce(subject: str) -> str:
+    """Run of an announcement's subject."""
+    return subject.rpartition(".")[2]
+
+
 def inbox(worker: str) -> str:
     """Subject of what concerns one worker alone."""
     return f"fb.inbox.{worker}"

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fedbus.bus import Bus, Message
-from fedbus.bus.connection import REQUEST_TIMEOUT_S
 from fedbus.bus.models import read_manifest
 from fedbus.bus.store import READS_IN_FLIGHT, purge
 from fedbus.codec import Vector
 from fedbus.codec.grid import CHUNK_ELEMENTS
 from fedbus_schemas import subjects
 from fedbus_schemas.messages import Announcement
+from support.buses import Ask, Tapped
 from support.federation import Parties, federation
 from support.natsd import Stack
 from support.scripted import Answer, Scripted, Update
@@ -74,22 +73,15 @@ class Reads:
         self.go_on = asyncio.Event()
         prefix, seen = f"$JS.API.DIRECT.GET.{subjects.UPDATES}.fb.update.{run}.1.", list[str]()
 
-        class Holding(Bus):
-            async def request(
-                self,
-                subject: str,
-                data: bytes = b"",
-                *,
-                headers: Mapping[str, str] | None = None,
-                timeout_s: float = REQUEST_TIMEOUT_S,
-            ) -> Message:
+        class Holding(Tapped):
+            async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
                 if subject.startswith(prefix) and parties.round(run, 1).closing:
                     if subject.rpartition(".")[2].isdigit():
                         seen.append(subject)
                     if len(seen) > first:
                         holding.held.set()
                         await holding.go_on.wait()
-                return await super().request(subject, data, headers=headers, timeout_s=timeout_s)
+                return await ask()
 
         holding = self
         self.connection = Holding

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fedbus.bus import Bus, Message
-from fedbus.bus.connection import REQUEST_TIMEOUT_S
+from fedbus.bus import Message
 from fedbus.bus.lease import RENEW_S
 from fedbus.bus.provision import LEASE_TTL_S
 from fedbus_aggregator.service import Aggregator
 from fedbus_schemas import subjects
 from fedbus_schemas.messages import Announcement
+from support.buses import Ask, Tapped
 from support.federation import Parties, federation
 from support.natsd import Stack
 from support.roundlog import check_once
@@ -45,15 +44,8 @@ class Watch:
         log = subjects.log_of(run, 1, "aggregator")
         updates = f"$JS.API.DIRECT.GET.{subjects.UPDATES}.fb.update.{run}."
 
-        class Watched(Bus):
-            async def request(
-                self,
-                subject: str,
-                data: bytes = b"",
-                *,
-                headers: Mapping[str, str] | None = None,
-                timeout_s: float = REQUEST_TIMEOUT_S,
-            ) -> Message:
+        class Watched(Tapped):
+            async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
                 hangs = subject.startswith(log) and f'"kind":"{hangs_at}"'.encode() in data
                 if hangs:
                     watch.may_go_on.clear()
@@ -63,7 +55,7 @@ class Watch:
                 if subject.startswith("fb.alive."):
                     watch.looked.set()
                 try:
-                    return await super().request(subject, data, headers=headers, timeout_s=timeout_s)
+                    return await ask()
                 finally:
                     if hangs:
                         watch.wrote.set()

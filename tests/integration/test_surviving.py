@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fedbus.bus import Bus, Message
-from fedbus.bus.connection import REQUEST_TIMEOUT_S
 from fedbus_aggregator.service import Aggregator
 from fedbus_planner.service import Planner
 from fedbus_schemas import subjects
+from fedbus_schemas.messages import Progress
 from fedbus_worker.record import Record
 from fedbus_worker.spool import SpooledUpdate
+from support.buses import Ask, Tapped
 from support.federation import federation
 from support.natsd import Stack, broker
 from support.roundlog import check_once
@@ -29,22 +29,27 @@ CHUNKS = 13
 def counting(puts: dict[str, str], run: str, hold_after: int | None = None) -> type[Bus]:
     """A connection that notes the SHA-256 of what it puts for round 1, and stops after so many puts."""
 
-    class Counting(Bus):
-        async def request(
-            self,
-            subject: str,
-            data: bytes = b"",
-            *,
-            headers: Mapping[str, str] | None = None,
-            timeout_s: float = REQUEST_TIMEOUT_S,
-        ) -> Message:
+    class Counting(Tapped):
+        async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
             if subject.startswith(f"fb.update.{run}.1."):
                 if hold_after is not None and len(puts) >= hold_after:
                     await asyncio.Event().wait()
                 puts[subject] = hashlib.sha256(data).hexdigest()
-            return await super().request(subject, data, headers=headers, timeout_s=timeout_s)
+            return await ask()
 
     return Counting
+
+
+async def test_once_all_is_encoded_the_upload_is_told(stack: Stack, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        await parties.api.hear_progress(told.append)
+        await parties.join("slow", connection=counting({}, "slow-link", hold_after=5))
+        await parties.start({"train": {"elements": ELEMENTS}}, "slow-link")
+        await parties.until(lambda: any(p.round == 1 and p.phase == "upload" for p in told), "it is told")
+        await parties.until(lambda: told[-1].fraction == 5 / CHUNKS, "as far as it is")
+        phases = [p.phase for p in told if p.round == 1]
+        assert set(phases[phases.index("upload") :]) == {"upload"}
 
 
 async def test_a_worker_that_crashed_in_mid_upload_resumes_at_the_chunk_it_had(
@@ -91,20 +96,13 @@ async def test_two_instances_of_each_service_do_everything_once(stack: Stack, tm
         await check_once(parties, report, workers=3, total=5.0)
 
 
-class Selfish(Bus):
+class Selfish(Tapped):
     """A connection on which every instance gets the lease."""
 
-    async def request(
-        self,
-        subject: str,
-        data: bytes = b"",
-        *,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float = REQUEST_TIMEOUT_S,
-    ) -> Message:
+    async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
         if subject == subjects.lease("aggregator"):
             return Message(subject, b'{"seq": 1}', {})
-        return await super().request(subject, data, headers=headers, timeout_s=timeout_s)
+        return await ask()
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "median"])

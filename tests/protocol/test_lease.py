@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from fedbus.base.clock import SystemClock
 from fedbus.bus import Bus, Message
-from fedbus.bus.connection import REQUEST_TIMEOUT_S
 from fedbus.bus.lease import RENEW_S, Lease
 from fedbus.bus.provision import LEASE_TTL_S, provision
 from fedbus.bus.store import put
 from fedbus_schemas import subjects
-from support.buses import until
+from support.buses import Ask, Tapped, until
 from support.natsd import Stack, broker
 
 CLOCK = SystemClock()
@@ -23,21 +22,14 @@ CLOCK = SystemClock()
 SLACK_S = 2.0
 
 
-class Counting(Bus):
+class Counting(Tapped):
     """Counts what is asked of the broker."""
 
     asked = 0
 
-    async def request(
-        self,
-        subject: str,
-        data: bytes = b"",
-        *,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float = REQUEST_TIMEOUT_S,
-    ) -> Message:
+    async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
         self.asked += 1
-        return await super().request(subject, data, headers=headers, timeout_s=timeout_s)
+        return await ask()
 
 
 class Instance:

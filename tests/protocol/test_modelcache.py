@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from fedbus.bus import Bus, Message
 from fedbus.bus import modelcache as caching
-from fedbus.bus.connection import REQUEST_TIMEOUT_S
+from fedbus.bus.hostlock import HostLock
 from fedbus.bus.modelcache import IN_USE, MOST_FILES, CachedModel, ModelCache
 from fedbus.bus.models import publish_model
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import CHUNK_ELEMENTS, Grid
 from fedbus_schemas.update import TensorSpec
-from support.buses import parties, until
+from support.buses import Ask, Tapped, parties, until
 from support.natsd import Stack
 
 SIZE = 600_000  # three chunks
@@ -29,25 +29,18 @@ TWO_CHUNKS = CHUNK_ELEMENTS + 1
 ONE_CHUNK = 200_000  # written in a thread, while others ask
 
 
-class Counting(Bus):
+class Counting(Tapped):
     """Counts the chunks that it is asked for, and stops before one of them where it is told to."""
 
     chunks = 0
     most: int | None = None
 
-    async def request(
-        self,
-        subject: str,
-        data: bytes = b"",
-        *,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float = REQUEST_TIMEOUT_S,
-    ) -> Message:
+    async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
         if "fb.model.c." in subject:
             if self.most is not None and self.chunks >= self.most:
                 await asyncio.Event().wait()
             self.chunks += 1
-        return await super().request(subject, data, headers=headers, timeout_s=timeout_s)
+        return await ask()
 
 
 async def publish(bus: Bus, values: Vector, run: str = "cached") -> str:
@@ -136,8 +129,36 @@ async def test_a_broken_download_goes_on_with_the_chunks_it_had(stack: Stack, tm
         breaks.cancel()
         await asyncio.gather(breaks, return_exceptions=True)
         bus.most = None
-        check(await asyncio.wait_for(waits, 10), values)
+        async with asyncio.timeout(10):
+            check(await waits, values)
         assert bus.chunks == CHUNKS
+
+
+async def test_who_downloads_and_was_stopped_holds_nobody_up(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caching, "STUCK_S", 0.1)
+    values = vector(8)
+    async with hosts(stack) as (aggregator, bus):
+        digest = await publish(aggregator, values)
+        stopped = HostLock.take(tmp_path / f"{digest}.lock", alone=True)
+        assert stopped is not None
+        (tmp_path / f"{digest}.part").write_bytes(b"begun")
+        cache = ModelCache(bus, tmp_path, limit_bytes=0)
+        async with asyncio.timeout(20):
+            own = await cache.get(digest)
+        check(own, values)
+        with cache.making(own.table) as part:
+            values.tofile(part)
+            async with asyncio.timeout(20):
+                await cache.add(digest, own.table, part)
+        check(await cache.get(digest), values)
+        assert bus.chunks == CHUNKS
+        assert not names(tmp_path, ".f32"), "nothing is shared"
+        stopped.release()
+        check(await ModelCache(bus, tmp_path).get(digest), values)
+        assert bus.chunks == 2 * CHUNKS
+        assert names(tmp_path, ".f32") == {digest}
 
 
 async def test_a_file_that_was_removed_while_it_is_used(
@@ -208,6 +229,36 @@ async def test_old_models_go_unless_they_are_used(stack: Stack, tmp_path: Path) 
         await lean.get(digests[1])
         await lean.get(digests[2])
         assert names(tmp_path, ".f32") == set(digests[3 - IN_USE : 3])
+
+
+async def test_held_models_stay_however_many_pass(stack: Stack, tmp_path: Path) -> None:
+    async with hosts(stack) as (aggregator, bus):
+        digests = [await publish(aggregator, vector(seed, TWO_CHUNKS)) for seed in range(IN_USE + 6)]
+        held, passing = digests[: IN_USE + 2], digests[IN_USE + 2 :]
+        cache = ModelCache(bus, tmp_path, limit_bytes=0)
+        for digest in [*held, held[0], *passing]:
+            if digest in held:
+                await cache.hold(digest)
+            else:
+                await cache.get(digest)
+        assert names(tmp_path, ".f32") == {*held, *passing[-IN_USE:]}
+        for digest in held:
+            cache.release(digest)
+        await cache.get(passing[0])
+        await cache.get(passing[1])
+        await cache.get(passing[2])
+        assert names(tmp_path, ".f32") >= {held[0], *passing[3 - IN_USE : 3]}, "one was held twice"
+        assert not set(held[1:]) & names(tmp_path, ".f32")
+
+
+async def test_the_file_of_a_held_small_model_is_not_used_again(stack: Stack, tmp_path: Path) -> None:
+    async with hosts(stack) as (aggregator, bus):
+        digests = [await publish(aggregator, vector(seed, SMALL)) for seed in range(IN_USE + 4)]
+        cache = ModelCache(bus, tmp_path)
+        held = await cache.hold(digests[0])
+        for digest in digests[1:]:
+            await cache.get(digest)
+        check(held, vector(0, SMALL))
 
 
 async def test_what_was_just_made_is_taken_over(stack: Stack, tmp_path: Path) -> None:

@@ -29,10 +29,6 @@ Report = Callable[[Phase, float], None]
 log = logging.getLogger(__name__)
 
 
-def _untold(*_: object) -> None:
-    """Progress of which nobody needs to hear."""
-
-
 class Work:
     """Does assignments, one at a time."""
 
@@ -169,12 +165,22 @@ class Work:
 
     async def _encode_and_upload(self, spool: Spool, encoding: Encoding, report: Report) -> SpooledUpdate:
         """Encode, and upload meanwhile what is encoded."""
-        encoded = asyncio.create_task(self._encode(encoding, report))
+
+        async def encode() -> SpooledUpdate:
+            update = await self._encode(encoding, report)
+            report("upload", len(spool.stored()) / len(update.sizes))
+            return update
+
+        def uploaded(phase: Phase, fraction: float) -> None:
+            if encoded.done():  # until then it is told how far the encoding is
+                report(phase, fraction)
+
+        encoded = asyncio.create_task(encode())
         try:
             await encoding.reached(0, encoded)
             with step("upload", attempt=encoding.attempt) as span:
                 ready = encoding.indices(encoded)
-                await self._send_chunks(spool, encoding.seat, encoding.sizes, ready, span)
+                await self._send_chunks(spool, encoding.seat, encoding.sizes, ready, span, uploaded)
                 update = await asyncio.shield(encoded)
                 span.attributes["bytes"] = update.manifest.size_bytes
                 await self._send_manifest(spool, update.manifest, report)
@@ -206,7 +212,7 @@ class Work:
         sizes: list[int],
         indices: AsyncIterable[int],
         span: OpenSpan,
-        report: Report = _untold,
+        report: Report,
     ) -> None:
         done = 0
 

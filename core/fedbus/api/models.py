@@ -9,13 +9,13 @@ from pathlib import Path
 
 from fedbus_schemas import subjects
 from fedbus_schemas.base import is_token
-from fedbus_schemas.ids import parse_ref
 from fedbus_schemas.plan import TaskName
 from fedbus_schemas.registry import ImportModel, ModelVersion
 from fedbus_schemas.report import ModelDetails, ModelReport
 from fedbus_schemas.update import ModelManifest
 from pydantic import TypeAdapter, ValidationError
 
+from fedbus.api.refs import read_ref
 from fedbus.api.tensorfile import TensorFile, open_tensors, write_tensors
 from fedbus.base.errors import ConfigError, ModelRefused
 from fedbus.bus import Bus
@@ -121,10 +121,7 @@ class Models:
         return model_details(version, made.manifest)
 
     async def _find(self, ref: str) -> tuple[ModelVersion, ModelManifest]:
-        try:
-            run, number = parse_ref(ref)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        run, number = read_ref(ref)
         version = await self._registry.find(run, number)
         return version, await read_manifest(self._bus, version.digest)
 

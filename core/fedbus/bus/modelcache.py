@@ -3,16 +3,18 @@
 A file is never synced on a round's way: a kill loses no write, and only a power cut can damage one. So a
 file is trusted while a living process vouches for it, by a shared lock. Whoever finds it without one
 compares it with its manifest first, chunk by chunk, and downloads what does not match; a broken-off
-download goes on in the same way, from the chunks that it had.
+download goes on in the same way, from the chunks that it had. Where a process that downloads gets no
+further, as it was stopped, each of the others makes a file of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import tempfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -22,21 +24,24 @@ from fedbus_schemas.update import ModelManifest, TensorSpec
 
 from fedbus.base.clock import random_token
 from fedbus.bus.connection import Bus
-from fedbus.bus.hostlock import POLL_S, HostLock
+from fedbus.bus.hostlock import POLL_S, HostLock, Patience
 from fedbus.bus.modelfile import Progress, download, write_body
 from fedbus.bus.models import read_manifest
 from fedbus.bus.ownfiles import OwnFiles
 from fedbus.codec.grid import Grid
 
+log = logging.getLogger(__name__)
+
 LIMIT_BYTES = 2_000_000_000
 MOST_FILES = 16  # and up to three more for each process
+STUCK_S = 60.0  # without a chunk, that a download by another process is waited for
 TRIES = 50  # to be the one who downloads, where the file is missing and the lock is busy
-IN_USE = 2  # models that one process needs at a time: a round's base, and one to score
+IN_USE = 2  # models that one process keeps beside those it holds: a round's base, and one to score
 
 
 @dataclass(frozen=True, slots=True)
 class CachedModel:
-    """A model at hand: flat float32. The file stays until the process has taken a few others."""
+    """A model at hand: flat float32. The file stays while it is held, or until a few others were taken."""
 
     path: Path
     table: list[TensorSpec]
@@ -57,6 +62,7 @@ class ModelCache:
         self._folder = folder
         self._limit = limit_bytes
         self._held: OrderedDict[str, CachedModel] = OrderedDict()
+        self._holds: Counter[str] = Counter()
         self._own = OwnFiles(folder)
         self._make_folder()
 
@@ -77,18 +83,29 @@ class ModelCache:
             manifest = await read_manifest(self._bus, digest)
             if manifest.body is None:
                 self._make_folder()
-                lock = await self._once(digest, manifest, progress)
-                self._hold(digest, CachedModel(self._path(digest), manifest.table, lock))
+                self._take(digest, await self._once(digest, manifest, progress))
             else:
                 # It came with its manifest: cheaper to write than to look whether another process did.
                 path = self._own.take()
                 write_body(manifest, path)
-                self._hold(digest, CachedModel(path, manifest.table, None))
+                self._take(digest, CachedModel(path, manifest.table, None))
         held = self._held[digest]
         self._held.move_to_end(digest)
         if held.lock:
             os.utime(held.path)
         return held
+
+    async def hold(self, digest: str) -> CachedModel:
+        """As `get`, and keep it until `release` was called as often."""
+        held = await self.get(digest)
+        self._holds[digest] += 1
+        return held
+
+    def release(self, digest: str) -> None:
+        """End a `hold`."""
+        self._holds[digest] -= 1
+        if not self._holds[digest]:
+            del self._holds[digest]
 
     @contextmanager
     def making(self, table: list[TensorSpec]) -> Iterator[Path]:
@@ -107,11 +124,12 @@ class ModelCache:
     async def add(self, digest: str, table: list[TensorSpec], part: Path) -> None:
         """Take over a file that this process has just written, and knows to be right."""
         if self._own.has(part):
-            self._hold(digest, CachedModel(part, table, None))
+            self._take(digest, CachedModel(part, table, None))
             return
-        lock = await HostLock.wait_shared(self._lock_path(digest))
-        self._keep(part, digest)
-        self._hold(digest, CachedModel(self._path(digest), table, lock))
+        lock = await self._wait(digest, self._patience(digest))
+        path = self._path(digest) if lock else self._own.take()
+        self._keep(part, path)
+        self._take(digest, CachedModel(path, table, lock))
 
     def close(self) -> None:
         """Let other processes delete what this one used."""
@@ -119,48 +137,58 @@ class ModelCache:
             self._let_go(self._held.popitem()[1])
         self._own.close()
 
-    async def _at_once(self, digest: str, manifest: ModelManifest, progress: Progress) -> HostLock:
-        """Make the file without regard to other processes."""
-        lock = await HostLock.wait_shared(self._lock_path(digest))
-        # Not by process id: two containers that share the folder may have the same.
-        part = self._folder / f"{digest}.{random_token()}.part"
-        try:
-            await download(self._bus, manifest, part, progress)
-            self._keep(part, digest)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            lock.release()
-            raise
-        return lock
-
-    async def _once(self, digest: str, manifest: ModelManifest, progress: Progress) -> HostLock:
-        """Download for all processes of this host; returns a shared lock on what is right."""
-        name = self._lock_path(digest)
+    async def _once(self, digest: str, manifest: ModelManifest, progress: Progress) -> CachedModel:
+        """Download for all processes of this host, or for this one where others are in the way."""
+        path, patience = self._path(digest), self._patience(digest)
         for _ in range(TRIES):
-            if lock := HostLock.take(name, alone=True):
+            if lock := HostLock.take(self._lock_path(digest), alone=True):
                 try:
                     part = self._distrust(digest)
                     await download(self._bus, manifest, part, progress)
-                    self._keep(part, digest)
+                    self._keep(part, path)
                 except BaseException:
                     lock.release()
                     raise
                 if lock.share():
-                    return lock
-            lock = await HostLock.wait_shared(name)
-            if self._has(digest):
-                return lock
+                    return CachedModel(path, manifest.table, lock)
+            lock = await self._wait(digest, patience)
+            if lock is None:
+                break
+            if path.exists():
+                return CachedModel(path, manifest.table, lock)
             # Whoever downloaded it was killed: one of those who waited goes on.
             lock.release()
             await asyncio.sleep(POLL_S * random.random())
-        return await self._at_once(digest, manifest, progress)  # somebody removed it while it is used
+        # Somebody removed it while others use it, or was stopped while downloading it.
+        path = self._own.take()
+        try:
+            await download(self._bus, manifest, path, progress)
+        except BaseException:
+            self._own.give(path)
+            raise
+        return CachedModel(path, manifest.table, None)
 
-    def _hold(self, digest: str, model: CachedModel) -> None:
+    async def _wait(self, digest: str, patience: Patience) -> HostLock | None:
+        """A shared lock on a model's file; None where whoever has it alone gets no further."""
+        loop = asyncio.get_running_loop()
+        lock = await HostLock.wait_shared(
+            self._lock_path(digest),
+            lambda: patience.is_over(loop.time(), excused=not self._bus.connected),
+        )
+        if lock is None:
+            log.warning("another process has locked model %s and gets no further: not shared", digest[:12])
+        return lock
+
+    def _patience(self, digest: str) -> Patience:
+        return Patience(self._part(digest), STUCK_S)
+
+    def _take(self, digest: str, model: CachedModel) -> None:
         if before := self._held.pop(digest, None):
             self._let_go(before)
         self._held[digest] = model
-        while len(self._held) > IN_USE:
-            self._let_go(self._held.popitem(last=False)[1])
+        passing = [each for each in self._held if each not in self._holds]
+        for each in passing[:-IN_USE]:
+            self._let_go(self._held.pop(each))
         if model.lock:
             self._make_room()
 
@@ -199,16 +227,16 @@ class ModelCache:
 
     def _distrust(self, digest: str) -> Path:
         """Where to download; what lies there though nobody vouches for it is compared first."""
-        part = self._folder / f"{digest}.part"
+        part = self._part(digest)
         with suppress(FileNotFoundError):
             self._path(digest).replace(part)
         return part
 
-    def _keep(self, part: Path, digest: str) -> None:
-        part.replace(self._path(digest))
+    def _keep(self, part: Path, path: Path) -> None:
+        part.replace(path)
 
-    def _has(self, digest: str) -> bool:
-        return self._path(digest).exists()
+    def _part(self, digest: str) -> Path:
+        return self._folder / f"{digest}.part"
 
     def _path(self, digest: str) -> Path:
         return self._folder / f"{digest}.f32"

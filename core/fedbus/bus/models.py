@@ -9,12 +9,11 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from fedbus_schemas import subjects
-from fedbus_schemas.base import Payload
 from fedbus_schemas.update import ModelManifest, TensorSpec, UpdateManifest
 
 from fedbus.base.errors import DigestMismatch, RemoteContractError
 from fedbus.bus.connection import Bus
-from fedbus.bus.store import Publisher, get, get_all
+from fedbus.bus.store import Publisher, get, get_chunks
 from fedbus.bus.threads import apart
 from fedbus.codec import Vector
 from fedbus.codec.chunk import chunk_digest
@@ -133,7 +132,8 @@ async def read_spans(
     framing = Framing(manifest.codec)
     spans = Grid.of(manifest.table).spans
     wanted = range(len(spans)) if only is None else only
-    async with aclosing(_chunks(bus, manifest, wanted)) as chunks:
+    names = [subjects.model_chunk(manifest.chunks[index]) for index in wanted]
+    async with aclosing(get_chunks(bus, subjects.MODELS, names, manifest.body)) as chunks:
         for index in wanted:
             out = place(spans[index])
             await apart(
@@ -142,29 +142,10 @@ async def read_spans(
             yield spans[index], out
 
 
-async def _chunks(bus: Bus, manifest: ModelManifest, wanted: Sequence[int]) -> AsyncGenerator[Payload]:
-    if manifest.body is not None:
-        for _ in wanted:
-            yield manifest.body
-        return
-    names = [subjects.model_chunk(manifest.chunks[index]) for index in wanted]
-    async with aclosing(get_all(bus, subjects.MODELS, names)) as chunks:
-        async for data in chunks:
-            yield data
-
-
-async def load_model(
-    bus: Bus, manifest: ModelManifest, out: Vector, on_progress: Callable[[float], None] | None = None
-) -> None:
-    """Download a model into a flat float32 vector of its grid's size."""
-    async with aclosing(read_spans(bus, manifest, lambda span: out[span.offset : span.end])) as spans:
-        async for span, _ in spans:
-            if on_progress:
-                on_progress(span.end / out.size)
-
-
 async def load_values(bus: Bus, manifest: ModelManifest) -> Vector:
     """A whole model in memory: one flat float32 vector in wire order."""
     values = np.empty(Grid.of(manifest.table).size, np.float32)
-    await load_model(bus, manifest, values)
+    async with aclosing(read_spans(bus, manifest, lambda span: values[span.offset : span.end])) as spans:
+        async for _ in spans:
+            pass
     return values

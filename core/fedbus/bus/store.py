@@ -35,6 +35,8 @@ TOO_BUSY = 10167
 NO_MESSAGE = 10037
 NO_STREAM = 10059
 
+NO_WRITES = 1  # bytes that the account may store while its broker takes nothing; 0 would mean any number
+
 ACK_TIMEOUT_S = 30.0  # an ack may queue behind a window of chunks on a slow link; a broken link fails at once
 WINDOW_BYTES = 4 << 20
 READS_IN_FLIGHT = 8  # about 2 MiB of broker memory each (research: 547 MB/s with 8)
@@ -279,6 +281,18 @@ async def get_all(
         await asyncio.gather(*ahead, return_exceptions=True)
 
 
+def get_chunks(
+    bus: Bus, stream: str, subjects: Sequence[str], body: Payload | None
+) -> AsyncGenerator[Payload]:
+    """As `get_all`; but where the only chunk came inside its manifest, as `body`, nothing is read."""
+    return get_all(bus, stream, subjects) if body is None else _as_read(body, len(subjects))
+
+
+async def _as_read(body: Payload, times: int) -> AsyncGenerator[Payload]:
+    for _ in range(times):
+        yield body
+
+
 async def leader_get(bus: Bus, stream: str, query: dict[str, Any]) -> tuple[int, str, bytes] | None:
     """A message read from the stream's leader (a replica may be stale); None: there is none.
 
@@ -302,9 +316,17 @@ async def last_seq(bus: Bus, stream: str) -> int:
 
 
 async def free_bytes(bus: Bus, stream: str) -> int:
-    """How much a stream can still take before it is full."""
-    info = await call(bus, f"STREAM.INFO.{stream}")
-    return int(info["config"]["max_bytes"]) - int(info["state"]["bytes"])
+    """How much a stream can still take before it is full, or all that the account may store.
+
+    Raises:
+        StreamFull: the broker takes nothing at all now.
+    """
+    info, account = await call(bus, f"STREAM.INFO.{stream}"), await call(bus, "INFO")
+    free = int(info["config"]["max_bytes"]) - int(info["state"]["bytes"])
+    limit = int(account["limits"].get("max_storage", -1))
+    if limit == NO_WRITES:
+        raise StreamFull("the broker has no space for its store, and takes nothing until it has")
+    return min(free, limit - int(account["storage"])) if limit > 0 else free
 
 
 async def list_subjects(bus: Bus, stream: str, pattern: str) -> dict[str, int]:

@@ -152,11 +152,20 @@ class LocalStack:
         """The file that the broker or a process writes its log to."""
         return self.folder / "broker" / "log" if name == BROKER else self.folder / "logs" / f"{name}.log"
 
-    def trim_logs(self) -> None:
-        """Put aside logs that have grown long; the broker looks after its own."""
+    def trim_logs(self) -> dict[str, str]:
+        """Put aside logs that have grown long; the broker looks after its own.
+
+        Returns:
+            Processes whose log cannot be kept short, and why.
+        """
+        failed = {}
         for name in list(self._processes):
-            if is_long(path := self.log_of(name)):
-                put_aside(path)
+            try:
+                if is_long(path := self.log_of(name)):
+                    put_aside(path)
+            except OSError as error:
+                failed[name] = str(error)
+        return failed
 
     def dead(self) -> list[str]:
         """The broker and processes that ended, though nobody stopped them."""

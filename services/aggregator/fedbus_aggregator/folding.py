@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 
-import numpy as np
 from fedbus.bus import Bus
 from fedbus.bus.modelcache import ModelCache
 from fedbus.bus.modelfile import read_vector, scratch_of, write_span
@@ -60,13 +59,24 @@ class Folding:
         """Prepare for a round; calling it again changes nothing."""
         if self._round == ref:
             return
-        self._forget_reads()
+        self.close()
         assert round_.opened is not None
-        self._base = round_.opened.base
-        self._table = (await self._models.get(self._base)).table if self._base else None
+        base = round_.opened.base
+        # Other runs' models pass meanwhile: it is held, so that it need not be looked for again.
+        self._table = (await self._models.hold(base)).table if base else None
+        self._base = base
         if isinstance(self._fold, Sum):
             await self._fold.start(self._table)
         self._round = ref
+
+    def close(self) -> None:
+        """Let go of what the last round needed."""
+        for read in self._read.values():
+            self._reader.release(read.values)
+        self._read, self._round = {}, None
+        if self._base:
+            self._models.release(self._base)
+            self._base = None
 
     def is_last(self, number: int, round_: Round) -> bool:
         """Whether no round follows an ended one."""
@@ -202,11 +212,6 @@ class Folding:
             raise Corrupted(update, Refusal.of_another_manifest())
         return read
 
-    def _forget_reads(self) -> None:
-        for read in self._read.values():
-            self._reader.release(read.values)
-        self._read = {}
-
 
 def _keys(round_: Round) -> list[str]:
     return [update.key for update in round_.counted]
@@ -217,6 +222,7 @@ def _attempt(update: AcceptedUpdate) -> Attempt:
 
 
 def _zeros(grid: Grid) -> Iterator[tuple[Span, Vector]]:
-    zeros = np.zeros(max(span.count for span in grid.spans), np.float32)
+    zeros = scratch_of(grid)
+    zeros.fill(0.0)
     for span in grid.spans:
         yield span, zeros[: span.count]

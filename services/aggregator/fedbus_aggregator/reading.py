@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from fedbus.base.errors import CodecError, StreamMissing, describe
 from fedbus.bus import Bus
 from fedbus.bus.modelfile import scratch_of
-from fedbus.bus.store import get, get_all
+from fedbus.bus.store import get, get_chunks
 from fedbus.bus.threads import apart
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing, framing_of
@@ -139,9 +139,10 @@ class UpdateReader:
         """Decode every chunk into its place, or one over the other; returns what they weigh."""
         total = 0
         scratch = scratch_of(grid) if values is None else values
-        chunks = self._chunks(ref, manifest)
+        seat = (manifest.worker, manifest.node, manifest.attempt)
+        names = [subjects.update(ref.run, ref.number, *seat, i) for i in range(len(manifest.chunks))]
         framing = framing_of(manifest, self._plan.codec.up)
-        try:
+        async with aclosing(get_chunks(self._bus, subjects.UPDATES, names, manifest.body)) as chunks:
             for span, digest in zip(grid.spans, manifest.chunks, strict=True):
                 try:
                     data = await anext(chunks)
@@ -159,22 +160,7 @@ class UpdateReader:
                 if peak * manifest.num_examples > MOST_WEIGHTED:
                     said = f"value times examples reaches {peak * manifest.num_examples:.1e}"
                     return Refusal("out-of-range", f"{said}, allowed {MOST_WEIGHTED:.0e}", span.index)
-        finally:
-            await chunks.aclose()
         return total
-
-    async def _chunks(self, ref: RoundRef, manifest: UpdateManifest) -> AsyncGenerator[Payload]:
-        if manifest.body is not None:
-            yield manifest.body
-            return
-        seat = (manifest.worker, manifest.node, manifest.attempt)
-        names = [subjects.update(ref.run, ref.number, *seat, i) for i in range(len(manifest.chunks))]
-        chunks = get_all(self._bus, subjects.UPDATES, names)
-        try:
-            async for data in chunks:
-                yield data
-        finally:
-            await chunks.aclose()
 
     def _scratch(self, size: int) -> Vector:
         self._free = [vector for vector in self._free if vector.size == size]
