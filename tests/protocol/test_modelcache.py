@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fedbus.bus import Bus, Message
+from fedbus.bus import Bus
 from fedbus.bus import modelcache as caching
-from fedbus.bus.connection import REQUEST_TIMEOUT_S
 from fedbus.bus.modelcache import IN_USE, MOST_FILES, CachedModel, ModelCache
 from fedbus.bus.models import publish_model
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid
-from fedbus_schemas.update import TensorSpec
+from fedbus_schemas.update import ModelManifest, TensorSpec
 from support.buses import parties, until
+from support.counting import Counting
 from support.natsd import Stack
 
 SIZE = 600_000  # three chunks
@@ -28,28 +28,11 @@ SMALL = 100
 ONE_CHUNK = 200_000  # written in a thread, while others ask
 
 
-class Counting(Bus):
-    """Counts the chunks that it is asked for, and stops before one of them where it is told to."""
-
-    chunks = 0
-    most: int | None = None
-
-    async def request(
-        self,
-        subject: str,
-        data: bytes = b"",
-        *,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float = REQUEST_TIMEOUT_S,
-    ) -> Message:
-        if "fb.model.c." in subject:
-            if self.most is not None and self.chunks >= self.most:
-                await asyncio.Event().wait()
-            self.chunks += 1
-        return await super().request(subject, data, headers=headers, timeout_s=timeout_s)
-
-
 async def publish(bus: Bus, values: Vector, run: str = "cached") -> str:
+    return (await published(bus, values, run)).digest()
+
+
+async def published(bus: Bus, values: Vector, run: str = "cached") -> ModelManifest:
     table = [TensorSpec(name="w", shape=[len(values)], dtype="float32", group="lossy")]
 
     async def encoded() -> AsyncIterator[bytes]:
@@ -57,7 +40,7 @@ async def publish(bus: Bus, values: Vector, run: str = "cached") -> str:
             yield Framing("dense").encode(span, values[span.offset : span.end])
 
     made, _ = await publish_model(bus, encoded(), run=run, round=1, parent=None, codec="dense", table=table)
-    return made.digest()
+    return made
 
 
 def vector(seed: int, size: int = SIZE) -> Vector:
@@ -204,11 +187,12 @@ async def test_old_models_go_unless_they_are_used(stack: Stack, tmp_path: Path) 
 async def test_what_was_just_made_is_taken_over(stack: Stack, tmp_path: Path) -> None:
     values = vector(6)
     async with hosts(stack) as (aggregator, bus):
-        digest = await publish(aggregator, values)
+        manifest = await published(aggregator, values)
+        digest = manifest.digest()
         cache = ModelCache(bus, tmp_path)
         part = tmp_path / "made.part"
         values.tofile(part)
-        await cache.add(digest, [TensorSpec(name="w", shape=[SIZE], dtype="float32", group="lossy")], part)
+        await cache.add(digest, manifest, part)
         check(await cache.get(digest), values)
         check(await ModelCache(bus, tmp_path).get(digest), values)
         assert bus.chunks == 0

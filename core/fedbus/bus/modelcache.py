@@ -4,6 +4,10 @@ A file is never synced on a round's way: a kill loses no write, and only a power
 file is trusted while a living process vouches for it, by a shared lock. Whoever finds it without one
 compares it with its manifest first, chunk by chunk, and downloads what does not match; a broken-off
 download goes on in the same way, from the chunks that it had.
+
+A model that travels as a difference is made from its parent's file, where this host has it; else from the
+nearest older one, or a whole model and all differences since. Whether that file is right is seen by what
+comes out.
 """
 
 from __future__ import annotations
@@ -16,14 +20,15 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from fedbus_schemas.update import ModelManifest, TensorSpec
 
 from fedbus.base.clock import random_token
 from fedbus.bus.connection import Bus
+from fedbus.bus.download import Progress, download
 from fedbus.bus.hostlock import POLL_S, HostLock
-from fedbus.bus.modelfile import Progress, download
 from fedbus.bus.models import read_manifest
 
 LIMIT_BYTES = 2_000_000_000
@@ -37,8 +42,13 @@ class CachedModel:
     """A model at hand: flat float32. The file stays until the process has taken a few others."""
 
     path: Path
-    table: list[TensorSpec]
+    manifest: ModelManifest  # without its body
     lock: HostLock
+
+    @property
+    def table(self) -> list[TensorSpec]:
+        """Its tensors, in wire order."""
+        return self.manifest.table
 
 
 class ModelCache:
@@ -79,7 +89,7 @@ class ModelCache:
             else:
                 # It came with its manifest: cheaper to write than to look whether another process did.
                 lock = await self._at_once(digest, manifest, progress)
-            self._hold(digest, manifest.table, lock)
+            self._hold(digest, manifest, lock)
         held = self._held[digest]
         self._held.move_to_end(digest)
         os.utime(held.path)
@@ -95,11 +105,11 @@ class ModelCache:
         finally:
             part.unlink(missing_ok=True)
 
-    async def add(self, digest: str, table: list[TensorSpec], part: Path) -> None:
+    async def add(self, digest: str, manifest: ModelManifest, part: Path) -> None:
         """Take over a file that this process has just written, and knows to be right."""
         lock = await HostLock.wait_shared(self._lock_path(digest))
         self._keep(part, digest)
-        self._hold(digest, table, lock)
+        self._hold(digest, manifest, lock)
 
     def close(self) -> None:
         """Let other processes delete what this one used."""
@@ -112,7 +122,7 @@ class ModelCache:
         # Not by process id: two containers that share the folder may have the same.
         part = self._folder / f"{digest}.{random_token()}.part"
         try:
-            await download(self._bus, manifest, part, progress)
+            await download(self._bus, manifest, part, self._open, progress)
             self._keep(part, digest)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -127,7 +137,7 @@ class ModelCache:
             if lock := HostLock.take(name, alone=True):
                 try:
                     part = self._distrust(digest)
-                    await download(self._bus, manifest, part, progress)
+                    await download(self._bus, manifest, part, self._open, progress)
                     self._keep(part, digest)
                 except BaseException:
                     lock.release()
@@ -142,15 +152,18 @@ class ModelCache:
             await asyncio.sleep(POLL_S * random.random())
         return await self._at_once(digest, manifest, progress)  # somebody removed it while it is used
 
-    def _hold(self, digest: str, table: list[TensorSpec], lock: HostLock) -> None:
+    def _hold(self, digest: str, manifest: ModelManifest, lock: HostLock) -> None:
         if before := self._held.pop(digest, None):
             before.lock.release()
-        self._held[digest] = CachedModel(self._path(digest), table, lock)
+        self._held[digest] = CachedModel(self._path(digest), manifest.model_copy(update={"body": None}), lock)
         while len(self._held) > IN_USE:
             self._held.popitem(last=False)[1].lock.release()
         self._added += 1
         # Small ones need room only now and then: to look costs more than they do.
-        if self._added % 4 == 1 or 4 * sum(tensor.size for tensor in table) > self._limit // MOST_FILES:
+        if (
+            self._added % 4 == 1
+            or 4 * sum(tensor.size for tensor in manifest.table) > self._limit // MOST_FILES
+        ):
             self._make_room()
 
     def _make_room(self) -> None:
@@ -183,6 +196,12 @@ class ModelCache:
 
     def _keep(self, part: Path, digest: str) -> None:
         part.replace(self._path(digest))
+
+    def _open(self, digest: str) -> FileIO | None:
+        try:
+            return FileIO(self._path(digest))
+        except FileNotFoundError:
+            return None
 
     def _has(self, digest: str) -> bool:
         return self._path(digest).exists()

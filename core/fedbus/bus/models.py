@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 
 import numpy as np
 from fedbus_schemas import subjects
@@ -12,12 +13,12 @@ from fedbus_schemas.base import Payload
 from fedbus_schemas.update import ModelManifest, TensorSpec
 
 from fedbus.base.errors import DigestMismatch, RemoteContractError
+from fedbus.bus.chain import Chain, Near, chain_of, nowhere
 from fedbus.bus.connection import Bus
 from fedbus.bus.store import Publisher, get, get_all
 from fedbus.bus.threads import apart
 from fedbus.codec import Vector
 from fedbus.codec.chunk import chunk_digest
-from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid, Span
 
 
@@ -52,6 +53,7 @@ async def publish_model(
     parent: str | None,
     codec: str,
     table: list[TensorSpec],
+    values: list[str] | None = None,
 ) -> tuple[ModelManifest, int]:
     """Store a model; its manifest comes last. A single chunk rides in the manifest, where that fits.
 
@@ -63,6 +65,8 @@ async def publish_model(
         parent: digest of the model it was made from.
         codec: of the chunks.
         table: its tensors, in wire order.
+        values: where the chunks are a difference to the parent, digests of what comes out; complete when the
+            last chunk is given.
 
     Returns:
         The manifest, and the bytes on the wire.
@@ -84,7 +88,14 @@ async def publish_model(
 
     await publisher.put_all(stored())
     manifest = ModelManifest(
-        run=run, round=round, parent=parent, codec=codec, table=table, chunks=digests, size_bytes=sum(sizes)
+        run=run,
+        round=round,
+        parent=parent,
+        codec=codec,
+        table=table,
+        chunks=digests,
+        size_bytes=sum(sizes),
+        values=values,
     )
     if alone:
         with_body = manifest.model_copy(update={"body": first})
@@ -98,37 +109,59 @@ async def publish_model(
 
 
 async def read_spans(
-    bus: Bus, manifest: ModelManifest, place: Callable[[Span], Vector], only: Sequence[int] | None = None
+    bus: Bus,
+    manifest: ModelManifest,
+    place: Callable[[Span], Vector],
+    only: Sequence[int] | None = None,
+    near: Near = nowhere,
 ) -> AsyncGenerator[tuple[Span, Vector]]:
-    """A model's spans one after the other.
+    """A model's values, span by span; in order, but for those that a wrong file delayed.
 
     Args:
         bus: the connection.
         manifest: of the model.
-        place: where to decode a span: a float32 vector of its length.
+        place: where to put a span: a float32 vector of its length.
         only: numbers of the spans to read; all by default.
+        near: opens the file of an ancestor, where this host has it.
+
+    Raises:
+        StreamMissing, DigestMismatch, ChunkRefused, RemoteContractError: what is stored is not the model.
     """
-    framing = Framing(manifest.codec)
     spans = Grid.of(manifest.table).spans
-    wanted = range(len(spans)) if only is None else only
-    async with aclosing(_chunks(bus, manifest, wanted)) as chunks:
-        for index in wanted:
-            out = place(spans[index])
-            await apart(
-                out.nbytes, framing.decode, await anext(chunks), manifest.chunks[index], spans[index], out
-            )
-            yield spans[index], out
-
-
-async def _chunks(bus: Bus, manifest: ModelManifest, wanted: Sequence[int]) -> AsyncGenerator[Payload]:
-    if manifest.body is not None:
-        for _ in wanted:
-            yield manifest.body
+    wanted = list(range(len(spans)) if only is None else only)
+    if not wanted:
         return
-    names = [subjects.model_chunk(manifest.chunks[index]) for index in wanted]
-    async with aclosing(get_all(bus, subjects.MODELS, names)) as chunks:
-        async for data in chunks:
-            yield data
+    wrong: list[int] = []
+    with await chain_of(manifest, partial(read_manifest, bus), near) as chain:
+        async with aclosing(_chunks(bus, chain, [spans[index] for index in wanted])) as chunks:
+            async for span, data in chunks:
+                out = place(span)
+                try:
+                    await apart(out.nbytes, chain.build, span, data, out)
+                except DigestMismatch:
+                    if not chain.begins_with_a_file:
+                        raise
+                    wrong.append(span.index)
+                else:
+                    yield span, out
+    if wrong:  # nobody vouched for that file
+        async with aclosing(read_spans(bus, manifest, place, wrong)) as again:
+            async for found in again:
+                yield found
+
+
+async def _chunks(
+    bus: Bus, chain: Chain, spans: Sequence[Span]
+) -> AsyncGenerator[tuple[Span, list[Payload]]]:
+    """Each span, and the chunks that it is made of."""
+    links = [(link, span.index) for span in spans for link in chain.links_of(span)]
+    names = [subjects.model_chunk(link.chunks[index]) for link, index in links if link.body is None]
+    async with aclosing(get_all(bus, subjects.MODELS, names)) as stored:
+        for span in spans:
+            yield (
+                span,
+                [await anext(stored) if link.body is None else link.body for link in chain.links_of(span)],
+            )
 
 
 async def load_model(

@@ -150,7 +150,7 @@ class Folding:
                 )
             # The next round begins with it: nobody here has to download what was just made.
             digest = manifest.digest()
-            await self._models.add(digest, self._table, made)
+            await self._models.add(digest, manifest, made)
         return digest, size
 
     async def _model_chunks(self, grid: Grid, base: Path | None, made: Path) -> AsyncGenerator[bytes]:
