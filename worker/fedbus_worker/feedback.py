@@ -18,7 +18,7 @@ from typing import Self
 
 import numpy as np
 from fedbus.bus.modelfile import scratch_of
-from fedbus.bus.residualfile import Losing, Residual, ResidualDamaged
+from fedbus.bus.residualfile import Losing, Residual, ResidualDamaged, ResidualFolder
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid, Span
@@ -35,14 +35,12 @@ class Residuals:
     """The files of all runs that this worker takes part in."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._runs = {path.name.partition(".")[0] for path in folder.iterdir()}
+        self._files = ResidualFolder(folder, KEPT)
 
     def path(self, key: str) -> Path:
         """Where the residual of an assignment's run and node is, if there is one."""
         run, _, node = key.split(".")
-        return self._folder / f"{run}.{node}"
+        return self._files.path(run, node)
 
     def settle(self, key: str, spool: Spool, counted: bool | None) -> None:
         """The round of an assignment is over: what its update lost counts if the update did.
@@ -55,21 +53,16 @@ class Residuals:
         """
         if not (spool.offered if counted is None else counted) or not spool.lost.exists():
             return
-        spool.lost.replace(self.path(key))
-        self._runs.add(key.partition(".")[0])
-        files = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)
-        for oldest in files[:-KEPT]:
-            oldest.unlink()
+        run, _, node = key.split(".")
+        self._files.keep(spool.lost, run, node)
 
     def runs(self) -> list[str]:
         """Runs that have a residual."""
-        return sorted(self._runs)
+        return self._files.runs()
 
     def forget(self, run: str) -> None:
         """Delete what is kept of a run."""
-        for path in self._folder.glob(f"{run}.*"):
-            path.unlink()
-        self._runs.discard(run)
+        self._files.forget(run)
 
 
 class Feedback:
@@ -84,6 +77,7 @@ class Feedback:
 
     def __init__(self, framing: Framing, grid: Grid, residual: Path, losing: Path) -> None:
         self._framing = framing
+        self._losing = losing
         self._scratch = scratch_of(grid)
         self._files = ExitStack()
         self._old = self._open(residual, grid)
@@ -111,13 +105,14 @@ class Feedback:
 
     def save(self, lost: Path) -> None:
         """All chunks are encoded: complete the file, and give it its name."""
-        self._new.save(lost)
+        self._new.complete()
+        self._losing.replace(lost)
 
     def _open(self, path: Path, grid: Grid) -> Residual | None:
+        if not path.exists():
+            return None
         try:
             return self._files.enter_context(Residual(path, grid))
-        except FileNotFoundError:
-            return None
         except ResidualDamaged as error:
             _left_out(error)
             return None

@@ -50,6 +50,11 @@ class Chain:
         """Whether what comes out depends on a file of this host."""
         return self._start is not None
 
+    @property
+    def size_bytes(self) -> int:
+        """What all links weigh on the wire."""
+        return sum(len(m.pack()) + (m.size_bytes if m.body is None else 0) for m in self._links)
+
     def links_of(self, span: Span) -> Sequence[ModelManifest]:
         """Whose chunks a span is made of, oldest first."""
         return self._links[-1:] if span.group == "exact" else self._links

@@ -62,7 +62,7 @@ class ModelCache:
 
     def __init__(self, bus: Bus, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
         self._bus = bus
-        self._folder = folder
+        self.folder = folder
         self._limit = limit_bytes
         self._held: OrderedDict[str, CachedModel] = OrderedDict()
         self._added = 0
@@ -99,7 +99,7 @@ class ModelCache:
     def making(self, name: str) -> Iterator[Path]:
         """A file to write a model into, for `add`; what is not added is removed."""
         self._make_folder()
-        part = self._folder / f"{name}.{random_token()}.part"
+        part = self.folder / f"{name}.{random_token()}.part"
         try:
             yield part
         finally:
@@ -120,7 +120,7 @@ class ModelCache:
         """Make the file without regard to other processes."""
         lock = await HostLock.wait_shared(self._lock_path(digest))
         # Not by process id: two containers that share the folder may have the same.
-        part = self._folder / f"{digest}.{random_token()}.part"
+        part = self.folder / f"{digest}.{random_token()}.part"
         try:
             await download(self._bus, manifest, part, self._open, progress)
             self._keep(part, digest)
@@ -169,7 +169,7 @@ class ModelCache:
     def _make_room(self) -> None:
         """Delete what is longest unused, and used by nobody, until the rest is within the limits."""
         files: list[tuple[float, int, Path]] = []
-        for path in self._folder.iterdir():
+        for path in self.folder.iterdir():
             with suppress(FileNotFoundError):  # another process makes room, too
                 if path.suffix in (".f32", ".part"):
                     stat = path.stat()
@@ -185,11 +185,11 @@ class ModelCache:
                 left, size = left - 1, size - bytes_
 
     def _make_folder(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def _distrust(self, digest: str) -> Path:
         """Where to download; what lies there though nobody vouches for it is compared first."""
-        part = self._folder / f"{digest}.part"
+        part = self.folder / f"{digest}.part"
         with suppress(FileNotFoundError):
             self._path(digest).replace(part)
         return part
@@ -207,10 +207,10 @@ class ModelCache:
         return self._path(digest).exists()
 
     def _path(self, digest: str) -> Path:
-        return self._folder / f"{digest}.f32"
+        return self.folder / f"{digest}.f32"
 
     def _lock_path(self, digest: str) -> Path:
-        return self._folder / f"{digest}.lock"
+        return self.folder / f"{digest}.lock"
 
 
 @contextmanager

@@ -44,6 +44,17 @@ async def read_manifest(bus: Bus, digest: str) -> ModelManifest:
     return manifest
 
 
+async def download_bytes(bus: Bus, digest: str) -> int:
+    """What a host downloads that has no model of the run: this one, and all that it is a difference to.
+
+    Raises:
+        StreamMissing, DigestMismatch, RemoteContractError: as `read_manifest`.
+    """
+    read = partial(read_manifest, bus)
+    with await chain_of(await read(digest), read, nowhere) as chain:
+        return chain.size_bytes
+
+
 async def publish_model(
     bus: Bus,
     chunks: AsyncIterable[bytes],

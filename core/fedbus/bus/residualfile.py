@@ -1,7 +1,7 @@
-"""What encodings lost, as a file: read and written span by span, through the caller's scratch memory.
+"""What encodings lost, as files: read and written span by span, through the caller's scratch memory.
 
-The file is the lossy part of the vector as flat float32, then a CRC-32 of each chunk. It is not synced:
-what a power cut damages is noticed.
+A file is the lossy part of the vector as flat float32, then a CRC-32 of each chunk. It is not synced: what a
+power cut damages is noticed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,47 @@ _SUM = np.dtype("<u4")
 
 
 class ResidualDamaged(Exception):
-    """The file does not hold what was written into it, or belongs to another model."""
+    """The file is not there, or does not hold what was written into it."""
+
+
+class ResidualFolder:
+    """Files of several runs; the one that was not used for longest goes first.
+
+    Args:
+        folder: of these files only; made when there is one to keep.
+        kept: how many there may be.
+    """
+
+    def __init__(self, folder: Path, kept: int) -> None:
+        self._folder = folder
+        self._kept = kept
+        there = folder.iterdir() if folder.is_dir() else ()
+        self._runs = {path.name.partition(".")[0] for path in there}
+
+    def path(self, run: str, name: str) -> Path:
+        """Where a run's file of that name is, if there is one."""
+        return self._folder / f"{run}.{name}"
+
+    def keep(self, part: Path, run: str, name: str) -> None:
+        """Take a file over."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        part.replace(self.path(run, name))
+        self._runs.add(run)
+        files = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)
+        for oldest in files[: -self._kept]:
+            oldest.unlink(missing_ok=True)
+
+    def runs(self) -> list[str]:
+        """Runs that have files."""
+        return sorted(self._runs)
+
+    def forget(self, run: str, but: str | None = None) -> None:
+        """Delete a run's files, but the one of that name."""
+        for path in self._folder.glob(f"{run}.*"):
+            if path.name != f"{run}.{but}":
+                path.unlink(missing_ok=True)
+        if but is None:
+            self._runs.discard(run)
 
 
 class Residual:
@@ -31,13 +71,15 @@ class Residual:
         grid: of the model.
 
     Raises:
-        FileNotFoundError: there is none.
-        ResidualDamaged: it is of another size.
+        ResidualDamaged: there is none, or it is of another size.
     """
 
     def __init__(self, path: Path, grid: Grid) -> None:
         spans = _lossy(grid)
-        self._file = io.FileIO(path)
+        try:
+            self._file = io.FileIO(path)
+        except FileNotFoundError:
+            raise ResidualDamaged("is not here") from None
         self._file.seek(_bytes(spans))
         end = self._file.read(_SUM.itemsize * len(spans) + 1)
         if len(end) != _SUM.itemsize * len(spans):
@@ -81,7 +123,6 @@ class Losing:
     def __init__(self, path: Path, grid: Grid) -> None:
         self._spans = _lossy(grid)
         self._sums = np.zeros(len(self._spans), _SUM)
-        self._path = path
         self._file = io.FileIO(path, "w")
 
     def __enter__(self) -> Self:
@@ -96,12 +137,11 @@ class Losing:
         self._file.write(values.data)
         self._sums[span.index] = zlib.crc32(values.data)
 
-    def save(self, path: Path) -> None:
-        """All lossy spans are written: complete the file, and give it its name."""
+    def complete(self) -> None:
+        """All lossy spans are written: end the file, which can be given a name now."""
         self._file.seek(_bytes(self._spans))
         self._file.write(self._sums.data)
         self._file.close()
-        self._path.replace(path)
 
 
 def _lossy(grid: Grid) -> list[Span]:

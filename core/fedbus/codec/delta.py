@@ -42,6 +42,34 @@ def add_delta(
         np.add(values, difference, out=values)
 
 
+def seal_delta(framing: Framing, span: Span, change: Vector, values: Vector, scratch: Vector) -> bytes:
+    """Encode the change of one span of a model.
+
+    Args:
+        framing: of the codec of differences.
+        span: the place.
+        change: what to add to the parent's values, and then what of it was lost: nothing of an exact span.
+        values: of the parent, and then of the model, as whoever downloads it will have them.
+        scratch: at least as long.
+
+    Returns:
+        The bytes of the chunk.
+
+    Raises:
+        ChunkRefused: a value is not finite.
+    """
+    if span.group == "exact":
+        values += change
+        change[:] = 0
+        data = framing.encode(span, values)
+    else:
+        data = framing.encode(span, change)
+        add_delta(framing, data, chunk_digest(data), span, values, scratch)
+        change -= scratch[: span.count]
+    _refuse_infinite(values)
+    return data
+
+
 def values_digest(values: Vector) -> str:
     """SHA-256 of a span's values, in hex: what the manifest of a difference lists."""
     return chunk_digest(values.data)
@@ -57,5 +85,9 @@ def check_values(values: Vector, digest: str, span: Span) -> None:
     if (actual := values_digest(values)) != digest:
         said = f"the sum's SHA-256 is {actual}, the manifest says {digest}"
         raise DigestMismatch(f"chunk {span.index}: {said}")
+    _refuse_infinite(values)
+
+
+def _refuse_infinite(values: Vector) -> None:
     if not np.isfinite(values).all():
         raise ChunkRefused("non-finite values")

@@ -7,21 +7,10 @@ write-once subjects make the same bytes, so the sum is the same to the bit.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
-from io import FileIO
-from pathlib import Path
-
-import numpy as np
 from fedbus.bus import Bus
 from fedbus.bus.modelcache import ModelCache
-from fedbus.bus.modelfile import read_vector, scratch_of, write_span
-from fedbus.bus.models import publish_model
 from fedbus.bus.threads import apart
-from fedbus.codec import Vector
-from fedbus.codec.chunk import chunk_digest
-from fedbus.codec.framing import Framing
-from fedbus.codec.grid import CHUNK_ELEMENTS, Grid, Span
+from fedbus.codec.grid import CHUNK_ELEMENTS, Grid
 from fedbus.rounds.close import Attempt
 from fedbus.rounds.collecting import Refusal
 from fedbus.rounds.fold import Round
@@ -31,6 +20,7 @@ from fedbus_schemas.log import AcceptedUpdate
 from fedbus_schemas.plan import Plan
 from fedbus_schemas.update import TensorSpec
 
+from fedbus_aggregator.publishing import NextModel, Publishing
 from fedbus_aggregator.reading import ReadUpdate, UpdateReader
 
 # Several small updates are verified before one entry accepts them all; a large one goes alone.
@@ -55,6 +45,7 @@ class Folding:
         self._models = models
         self._plan = plan
         self._reader = UpdateReader(bus, plan)
+        self._publishing = Publishing(bus, models, plan)
         self._strategy: Running = strategy(plan.strategy.name, plan.strategy.params)
         self._round: RoundRef | None = None
         self._base: str | None = None
@@ -134,46 +125,14 @@ class Folding:
             self._reader.release(self._read.pop(key).values)
 
     async def publish(self, ref: RoundRef) -> tuple[str, int]:
-        """Publish base plus mean update as the next model; return its digest and its bytes on the wire."""
+        """Publish the next model; return its digest and its bytes on the wire."""
         assert self._table is not None
-        base = (await self._models.get(self._base)).path if self._base else None
-        with self._models.making(ref.run) as made:
-            async with aclosing(self._model_chunks(Grid.of(self._table), base, made)) as chunks:
-                manifest, size = await publish_model(
-                    self._bus,
-                    chunks,
-                    run=ref.run,
-                    round=ref.number,
-                    parent=self._base,
-                    codec=self._plan.codec.down.name,
-                    table=self._table,
-                )
-            # The next round begins with it: nobody here has to download what was just made.
-            digest = manifest.digest()
-            await self._models.add(digest, manifest, made)
-        return digest, size
+        wanted = NextModel(ref, self._base, self._table, self._strategy.finish)
+        return await self._publishing.publish(wanted)
 
-    async def _model_chunks(self, grid: Grid, base: Path | None, made: Path) -> AsyncGenerator[bytes]:
-        framing = Framing(self._plan.codec.down.name, self._plan.codec.down.params)
-        mean = scratch_of(grid)
-        spans = read_vector(base, grid) if base else _zeros(grid)
-        with made.open("wb", buffering=0) as file:
-            for _ in grid.spans:
-                yield await apart(4 * mean.size, self._seal, spans, mean, framing, file)
-
-    def _seal(
-        self, spans: Iterator[tuple[Span, Vector]], mean: Vector, framing: Framing, file: FileIO
-    ) -> bytes:
-        """Encode the next span of the model, and write it down as whoever decodes it will have it."""
-        span, values = next(spans)
-        out = mean[: span.count]
-        self._strategy.finish(span.offset, out)
-        out += values
-        data = framing.encode(span, out)
-        if not framing.is_exact(span):
-            framing.decode(data, chunk_digest(data), span, out)
-        write_span(file.fileno(), span, out)
-        return data
+    def end(self, run: str) -> None:
+        """Delete what is kept as files for the next round: the run has none."""
+        self._publishing.end(run)
 
     async def _read_again(self, ref: RoundRef, update: AcceptedUpdate, round_: Round) -> ReadUpdate:
         table = self._table if self._base else None
@@ -201,9 +160,3 @@ class Folding:
 
 def _attempt(update: AcceptedUpdate) -> Attempt:
     return update.worker, update.node, update.attempt
-
-
-def _zeros(grid: Grid) -> Iterator[tuple[Span, Vector]]:
-    zeros = np.zeros(max(span.count for span in grid.spans), np.float32)
-    for span in grid.spans:
-        yield span, zeros[: span.count]

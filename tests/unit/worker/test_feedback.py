@@ -266,6 +266,7 @@ async def test_damage_is_noticed_and_left_out(
 
 
 async def test_runs_are_forgotten_and_few_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feedback, "KEPT", 3)
     host = Host(tmp_path)
     monkeypatch.setattr(feedback, "KEPT", 3)
     for index in range(5):

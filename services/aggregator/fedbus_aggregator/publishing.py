@@ -1,0 +1,125 @@
+"""The next model: the round's base plus the mean update, encoded, published and kept, chunk by chunk.
+
+Where the plan sends differences, what a model lacks of the exact sum is added to the next difference (error
+feedback). It is a file of this host only. An aggregator without it publishes a whole model, and what was
+still to be sent is lost, as a worker's is that lost its residual.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractContextManager, ExitStack, aclosing, nullcontext
+from dataclasses import dataclass
+from io import FileIO
+
+from fedbus.bus import Bus
+from fedbus.bus.modelcache import CachedModel, ModelCache
+from fedbus.bus.models import publish_model
+from fedbus.bus.residualfile import Losing, Residual, ResidualDamaged, ResidualFolder
+from fedbus.bus.threads import apart
+from fedbus.codec import Vector
+from fedbus.codec.framing import Framing, down_codec
+from fedbus.codec.grid import Grid
+from fedbus.rounds.broadcast import travels_whole
+from fedbus_schemas.ids import RoundRef
+from fedbus_schemas.plan import Plan
+from fedbus_schemas.update import TensorSpec
+
+from fedbus_aggregator.sealing import Sealing
+
+log = logging.getLogger(__name__)
+
+# One for each run that sends differences, and the one before; each is as large as a model.
+KEPT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class NextModel:
+    """What is to be published.
+
+    Attributes:
+        ref: the round.
+        base: digest of the model that it started from; None: the update is the model.
+        table: its tensors.
+        finish: writes one span of the mean update, from an offset.
+    """
+
+    ref: RoundRef
+    base: str | None
+    table: list[TensorSpec]
+    finish: Callable[[int, Vector], None]
+
+
+class Publishing:
+    """Publishes models, and keeps each as a file, with what it lacks. All of it can be lost."""
+
+    def __init__(self, bus: Bus, models: ModelCache, plan: Plan) -> None:
+        self._bus = bus
+        self._models = models
+        self._plan = plan
+        self._lost = ResidualFolder(models.folder / "lost", KEPT)
+
+    async def publish(self, wanted: NextModel) -> tuple[str, int]:
+        """Publish a model: the same bytes each time, as long as the files are there.
+
+        Returns:
+            Its digest, and its bytes on the wire.
+        """
+        base = await self._models.get(wanted.base) if wanted.base else None
+        whole = travels_whole(self._plan, wanted.ref, base.manifest if base else None)
+        try:
+            with self._lost_before(wanted, base) as lost:
+                return await self._publish(wanted, base, whole, lost)
+        except ResidualDamaged as error:
+            told = {"run": wanted.ref.run, "round": wanted.ref.number}
+            log.warning("what earlier models lack %s: this one travels whole, without it", error, extra=told)
+        return await self._publish(wanted, base, True, None)
+
+    def end(self, run: str) -> None:
+        """A run is over: delete what its models lack."""
+        self._lost.forget(run)
+
+    def _lost_before(
+        self, wanted: NextModel, base: CachedModel | None
+    ) -> AbstractContextManager[Residual | None]:
+        if base is None or not base.manifest.is_delta or base.manifest.run != wanted.ref.run:
+            return nullcontext()  # a whole model lacks nothing; what another run's lacks is its own
+        return Residual(self._lost.path(wanted.ref.run, wanted.base or ""), Grid.of(wanted.table))
+
+    async def _publish(
+        self, wanted: NextModel, base: CachedModel | None, whole: bool, lost: Residual | None
+    ) -> tuple[str, int]:
+        ref, grid = wanted.ref, Grid.of(wanted.table)
+        coded = down_codec(self._plan.codec.down, whole)
+        with ExitStack() as files:
+            made, part = (files.enter_context(self._models.making(ref.run)) for _ in range(2))
+            file = files.enter_context(FileIO(made, "w"))
+            losing = None if whole else files.enter_context(Losing(part, grid))
+            framing = Framing(coded.name, coded.params)
+            sealing = Sealing(grid, framing, wanted.finish, base.path if base else None, file, lost, losing)
+            async with aclosing(_chunks(grid, sealing)) as chunks:
+                manifest, size = await publish_model(
+                    self._bus,
+                    chunks,
+                    run=ref.run,
+                    round=ref.number,
+                    parent=wanted.base,
+                    codec=coded.name,
+                    table=wanted.table,
+                    values=None if losing is None else sealing.digests,
+                )
+            digest = manifest.digest()
+            if losing is not None:
+                # Before the log names the model. What the base lacks stays: a next try may need it.
+                losing.complete()
+                self._lost.forget(ref.run, but=wanted.base)
+                self._lost.keep(part, ref.run, digest)
+            # The next round begins with it: nobody here has to download what was just made.
+            await self._models.add(digest, manifest, made)
+        return digest, size
+
+
+async def _chunks(grid: Grid, sealing: Sealing) -> AsyncGenerator[bytes]:
+    for span in grid.spans:
+        yield await apart(4 * span.count, sealing.seal)
