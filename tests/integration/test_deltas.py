@@ -171,6 +171,9 @@ async def test_all_that_is_trained_arrives_also_at_a_late_joiner(stack: Stack, f
             assert r.bytes_down == expected * len(r.cohort), f"round {r.round}"
             assert base.is_delta == (expected < 4 * len(models.values[0]) / 8)
         assert [r.code for r in report.rounds] == [None] * 7, "the evaluator had each model"
+        shown = [await parties.api.models.show(f"{run}/{number}") for number in range(8)]
+        assert [m.round for m in shown if not m.delta] == models.whole
+        assert [m.size_bytes for m in shown] == [len(m.pack()) + m.size_bytes for m in models.manifests]
         await parties.until(lambda: not lost(folder), "what models lack is deleted")
 
 
