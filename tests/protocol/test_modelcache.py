@@ -198,6 +198,22 @@ async def test_what_was_just_made_is_taken_over(stack: Stack, tmp_path: Path) ->
         assert bus.chunks == 0
 
 
+async def test_what_is_being_made_stays_and_what_was_left_goes(stack: Stack, tmp_path: Path) -> None:
+    async with hosts(stack) as (aggregator, bus):
+        first, second = [await publish(aggregator, vector(seed, SMALL)) for seed in (8, 9)]
+        makes, lean = ModelCache(bus, tmp_path), ModelCache(bus, tmp_path, limit_bytes=0)
+        with makes.making("run-1") as part:
+            part.write_bytes(b"model")
+            left = tmp_path / "0123.run-1.part"  # of a process that was killed
+            left.write_bytes(b"model")
+            await lean.get(first)
+            assert part.exists()
+            assert not left.exists()
+        await lean.get(second)
+        assert names(tmp_path, ".part") == set()
+        assert names(tmp_path, ".lock") == {first, second}
+
+
 async def test_a_folder_that_may_only_be_read_is_left_alone(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,11 +99,15 @@ class ModelCache:
     def making(self, name: str) -> Iterator[Path]:
         """A file to write a model into, for `add`; what is not added is removed."""
         self._make_folder()
-        part = self.folder / f"{name}.{random_token()}.part"
+        token = random_token()
+        part = self.folder / f"{token}.{name}.part"
+        lock = HostLock.take(self._lock_path(token), alone=True)  # while it lives, nobody needs the room
+        assert lock is not None, "the name is random"
         try:
             yield part
         finally:
             part.unlink(missing_ok=True)
+            lock.remove()
 
     async def add(self, digest: str, manifest: ModelManifest, part: Path) -> None:
         """Take over a file that this process has just written, and knows to be right."""

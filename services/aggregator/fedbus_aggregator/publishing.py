@@ -93,9 +93,12 @@ class Publishing:
         ref, grid = wanted.ref, Grid.of(wanted.table)
         coded = down_codec(self._plan.codec.down, whole)
         with ExitStack() as files:
-            made, part = (files.enter_context(self._models.making(ref.run)) for _ in range(2))
+            made = files.enter_context(self._models.making(ref.run))
             file = files.enter_context(FileIO(made, "w"))
-            losing = None if whole else files.enter_context(Losing(part, grid))
+            losing = None
+            if not whole:
+                part = files.enter_context(self._models.making(ref.run))
+                losing = files.enter_context(Losing(part, grid))
             framing = Framing(coded.name, coded.params)
             sealing = Sealing(grid, framing, wanted.finish, base.path if base else None, file, lost, losing)
             async with aclosing(_chunks(grid, sealing)) as chunks:
