@@ -93,5 +93,5 @@ async def test_nothing_is_lost_or_doubled(
             np.testing.assert_allclose(
                 await parties.model(r.model), expected, atol=1e-4, err_msg=f"{run}/{r.round}"
             )
-        folders = [parties.state_of(name) / "residuals" for name in WORKERS]
-        await parties.until(lambda: not any(map(os.listdir, folders)), "the residuals are deleted")
+        folders = [parties.state_of(name) / "spool" for name in WORKERS]
+        await parties.until(lambda: not any(map(os.listdir, folders)), "the run's files are deleted")

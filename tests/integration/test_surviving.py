@@ -17,7 +17,8 @@ from fedbus_planner.service import Planner
 from fedbus_schemas import subjects
 from fedbus_schemas.log import decode_entry
 from fedbus_schemas.report import RunReport
-from fedbus_worker.spool import Spool
+from fedbus_worker.record import Record
+from fedbus_worker.spool import SpooledUpdate
 from support.federation import Parties, federation
 from support.natsd import Stack, broker
 from support.roundlog import entries
@@ -71,11 +72,12 @@ async def test_a_worker_that_crashed_in_mid_upload_resumes_at_the_chunk_it_had(
         first: dict[str, str] = {}
         worker = await parties.join("crasher", connection=counting(first, run, hold_after=5))
         await parties.start({"train": {"elements": ELEMENTS, "value": 2.0}}, run)
-        spool = Spool(parties.state_of("crasher") / "spool" / f"{run}.1.0")
+        spool = parties.state_of("crasher") / "spool" / f"{run}.0"
+        spooled = Record(spool / "update", SpooledUpdate)
         await parties.until(lambda: _stored(spool) == 5, "five chunks are acknowledged")
-        await parties.until(lambda: Spool(spool.folder).update is not None, "all of it is encoded")
-        update = Spool(spool.folder).update
-        assert update
+        await parties.until(lambda: spooled.read() is not None, "all of it is encoded")
+        found = spooled.read()
+        assert found
         await worker.crash()
         again: dict[str, str] = {}
         await worker.start(counting(again, run))
@@ -84,13 +86,13 @@ async def test_a_worker_that_crashed_in_mid_upload_resumes_at_the_chunk_it_had(
         assert len(leaves) == CHUNKS - 5 + 1, leaves
         assert not set(first) & set(again), "nothing acknowledged is sent again"
         sent = {subjects.parse_update(s)[5]: digest for s, digest in (first | again).items()}
-        assert [sent[str(i)] for i in range(CHUNKS)] == update.manifest.chunks
+        assert [sent[str(i)] for i in range(CHUNKS)] == found[0].manifest.chunks
         assert report.rounds[0].accepted_updates[0].digest == sent["manifest"]
         await check_once(parties, report, workers=1, total=2.0)
 
 
-def _stored(spool: Spool) -> int:
-    path = spool.folder / "stored"
+def _stored(spool: Path) -> int:
+    path = spool / "stored"
     return path.read_bytes().count(b"\x01") if path.exists() else 0
 
 
@@ -128,7 +130,7 @@ async def test_a_broker_killed_in_mid_round_comes_back_and_the_run_ends(tmp_path
     async with broker(tmp_path) as own, federation(own.credentials, tmp_path) as parties:
         await parties.start({"rounds": 2, **plan}, run)
         await parties.until(lambda: parties.round(run, 1).opened, "round 1 opens")
-        spools = [Spool(parties.state_of(name) / "spool" / f"{run}.1.0") for name in parties.workers]
+        spools = [parties.state_of(name) / "spool" / f"{run}.0" for name in parties.workers]
         await parties.until(lambda: any(map(_stored, spools)), "an upload is under way")
         await asyncio.to_thread(own.kill)
         await asyncio.to_thread(own.restart)

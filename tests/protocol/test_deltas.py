@@ -79,7 +79,8 @@ async def test_who_comes_late_starts_from_the_last_whole_one(stack: Stack, tmp_p
         models = await publish_chain(aggregator, f"late-{size}", size, 3)
         await holds(ModelCache(bus, tmp_path), models[-1])
         assert bus.chunks == (4 * LOSSY + 1 if size == SIZE else 0), "exact values are read once"
-        assert names(tmp_path, ".f32") == {models[-1].digest}, "what lies between leaves no files"
+        left = {models[-1].digest} if size == SIZE else set()  # a small one is in a folder of its process
+        assert names(tmp_path, ".f32") == left, "what lies between leaves no files"
         np.testing.assert_array_equal(await load_values(bus, models[2].manifest), models[2].values)
 
 
@@ -204,12 +205,12 @@ async def test_a_sum_that_is_not_finite_is_refused(stack: Stack, tmp_path: Path)
             for span in Grid.of(whole.manifest.table).spans:
                 yield Framing("dense").encode(span, large[span.offset : span.end])
 
-        hostile, _ = await publish_model(
+        hostile = await publish_model(
             aggregator, chunks(), run="infinite", round=1, parent=whole.digest, codec="dense",
             table=whole.manifest.table, values=sums,
         )  # fmt: skip
         with pytest.raises(ChunkRefused, match="non-finite"):
-            await ModelCache(bus, tmp_path).get(hostile.digest())
+            await ModelCache(bus, tmp_path).get(hostile.digest)
 
 
 @pytest.mark.parametrize(

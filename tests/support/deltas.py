@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 from fedbus.bus import Bus
-from fedbus.bus.models import publish_model
+from fedbus.bus.models import publish_model, read_manifest
 from fedbus.codec import Vector
 from fedbus.codec.chunk import chunk_digest
 from fedbus.codec.delta import add_delta, values_digest
@@ -42,8 +42,8 @@ async def publish_whole(bus: Bus, values: Vector, run: str, *, exact: int = EXAC
         for span in Grid.of(table).spans:
             yield framing.encode(span, values[span.offset : span.end])
 
-    made, _ = await publish_model(bus, chunks(), run=run, round=0, parent=None, codec="dense", table=table)
-    return Published(made, values)
+    made = await publish_model(bus, chunks(), run=run, round=0, parent=None, codec="dense", table=table)
+    return Published(await read_manifest(bus, made.digest), values)
 
 
 async def publish_delta(bus: Bus, parent: Published, wanted: Vector, codec: str = "ecq") -> Published:
@@ -61,7 +61,7 @@ async def publish_delta(bus: Bus, parent: Published, wanted: Vector, codec: str 
             digests.append(values_digest(values))
             yield data
 
-    made, _ = await publish_model(
+    made = await publish_model(
         bus,
         chunks(),
         run=parent.manifest.run,
@@ -71,7 +71,7 @@ async def publish_delta(bus: Bus, parent: Published, wanted: Vector, codec: str 
         table=table,
         values=digests,
     )
-    return Published(made, out)
+    return Published(await read_manifest(bus, made.digest), out)
 
 
 async def publish_chain(bus: Bus, run: str, size: int, length: int) -> list[Published]:

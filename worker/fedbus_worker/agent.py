@@ -183,15 +183,15 @@ class Agent:
 
     async def _follow(self) -> None:
         """Stop what is over, start what is open."""
-        for key, ref in self._work.spooled().items():
+        for ref in self._work.spooled():
             # A closed round's announcement goes after a day: a run that nobody announces is over too.
             gone = self._read and not self._announced.knows(ref.run)
             if gone or self._announced.is_over(ref):
                 if self._current and self._current[0].ref == ref:
                     await self._stop_current()
                 self._say_outcome(ref)
-                await self._work.settle(key, self._announced.counted(ref))
-        self._work.forget_runs(self._is_run_over)
+                self._work.settle(ref, self._announced.counted(ref))
+        await self._work.forget_runs(self._is_run_over)
         if self._current and self._is_over(self._current[0]):
             await self._stop_current()
         if self._current is None:

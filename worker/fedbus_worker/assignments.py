@@ -30,11 +30,6 @@ class Assignment:
         return self.announcement.state == "closed"
 
     @property
-    def key(self) -> str:
-        """Names the assignment's files."""
-        return f"{self.ref.run}.{self.ref.number}.{self.member.node}"
-
-    @property
     def seed(self) -> int:
         """Seed of this member's training, the same for everyone who computes it.
 

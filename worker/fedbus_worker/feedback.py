@@ -18,51 +18,12 @@ from typing import Self
 
 import numpy as np
 from fedbus.bus.modelfile import scratch_of
-from fedbus.bus.residualfile import Losing, Residual, ResidualDamaged, ResidualFolder
+from fedbus.bus.residualfile import Losing, Residual, ResidualDamaged
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid, Span
 
-from fedbus_worker.spool import Spool
-
 log = logging.getLogger(__name__)
-
-# More runs and nodes than a worker has at a time; the residual that was not used for longest goes first.
-KEPT = 64
-
-
-class Residuals:
-    """The files of all runs that this worker takes part in."""
-
-    def __init__(self, folder: Path) -> None:
-        self._files = ResidualFolder(folder, KEPT)
-
-    def path(self, key: str) -> Path:
-        """Where the residual of an assignment's run and node is, if there is one."""
-        run, _, node = key.split(".")
-        return self._files.path(run, node)
-
-    def settle(self, key: str, spool: Spool, counted: bool | None) -> None:
-        """The round of an assignment is over: what its update lost counts if the update did.
-
-        Args:
-            key: the assignment's.
-            spool: its folder.
-            counted: None where it is not known any more. An update that was offered may have counted,
-                and nothing must be sent twice.
-        """
-        if not (spool.offered if counted is None else counted) or not spool.lost.exists():
-            return
-        run, _, node = key.split(".")
-        self._files.keep(spool.lost, run, node)
-
-    def runs(self) -> list[str]:
-        """Runs that have a residual."""
-        return self._files.runs()
-
-    def forget(self, run: str) -> None:
-        """Delete what is kept of a run."""
-        self._files.forget(run)
 
 
 class Feedback:

@@ -29,7 +29,10 @@ from fedbus.base.clock import random_token
 from fedbus.bus.connection import Bus
 from fedbus.bus.download import Progress, download
 from fedbus.bus.hostlock import POLL_S, HostLock
+from fedbus.bus.modelfile import write_body
 from fedbus.bus.models import read_manifest
+from fedbus.bus.ownfiles import OwnFiles
+from fedbus.codec.grid import Grid
 
 LIMIT_BYTES = 2_000_000_000
 MOST_FILES = 16  # and up to three more for each process
@@ -43,7 +46,7 @@ class CachedModel:
 
     path: Path
     manifest: ModelManifest  # without its body
-    lock: HostLock
+    lock: HostLock | None  # None: it is nobody else's
 
     @property
     def table(self) -> list[TensorSpec]:
@@ -65,7 +68,7 @@ class ModelCache:
         self.folder = folder
         self._limit = limit_bytes
         self._held: OrderedDict[str, CachedModel] = OrderedDict()
-        self._added = 0
+        self._own = OwnFiles(folder)
         self._make_folder()
 
     async def get(self, digest: str, progress: Progress = lambda share: None) -> CachedModel:
@@ -79,46 +82,71 @@ class ModelCache:
             StreamMissing: the broker does not have it.
             DigestMismatch, ChunkRefused, RemoteContractError: what it has is something else.
         """
-        if digest in self._held and not self._has(digest):
-            self._held.pop(digest).lock.release()  # somebody cleaned up
+        if digest in self._held and not self._held[digest].path.exists():
+            self._let_go(self._held.pop(digest))  # somebody cleaned up
         if digest not in self._held:
             manifest = await read_manifest(self._bus, digest)
-            self._make_folder()
             if manifest.body is None:
+                self._make_folder()
                 lock = await self._once(digest, manifest, progress)
+                self._hold(digest, CachedModel(self._path(digest), manifest, lock))
             else:
                 # It came with its manifest: cheaper to write than to look whether another process did.
-                lock = await self._at_once(digest, manifest, progress)
-            self._hold(digest, manifest, lock)
+                path = await self._own_file(manifest)
+                self._hold(digest, CachedModel(path, manifest.model_copy(update={"body": None}), None))
         held = self._held[digest]
         self._held.move_to_end(digest)
-        os.utime(held.path)
+        if held.lock:
+            os.utime(held.path)
         return held
 
     @contextmanager
-    def making(self, name: str) -> Iterator[Path]:
+    def making(self, table: list[TensorSpec]) -> Iterator[Path]:
         """A file to write a model into, for `add`; what is not added is removed."""
-        self._make_folder()
-        token = random_token()
-        part = self.folder / f"{token}.{name}.part"
-        lock = HostLock.take(self._lock_path(token), alone=True)  # while it lives, nobody needs the room
-        assert lock is not None, "the name is random"
+        lock: HostLock | None = None
+        if len(Grid.of(table).spans) == 1:
+            part = self._own.take()
+        else:
+            self._make_folder()
+            token = random_token()
+            part = self.folder / f"{token}.part"
+            lock = HostLock.take(self._lock_path(token), alone=True)  # while it lives, nobody needs the room
+            assert lock is not None, "the name is random"
         try:
             yield part
         finally:
-            part.unlink(missing_ok=True)
-            lock.remove()
+            if part not in [held.path for held in self._held.values()]:
+                self._drop(part)
+            if lock:
+                lock.remove()
 
     async def add(self, digest: str, manifest: ModelManifest, part: Path) -> None:
         """Take over a file that this process has just written, and knows to be right."""
+        if self._own.has(part):
+            self._hold(digest, CachedModel(part, manifest, None))
+            return
         lock = await HostLock.wait_shared(self._lock_path(digest))
         self._keep(part, digest)
-        self._hold(digest, manifest, lock)
+        self._hold(digest, CachedModel(self._path(digest), manifest, lock))
 
     def close(self) -> None:
         """Let other processes delete what this one used."""
         while self._held:
-            self._held.popitem()[1].lock.release()
+            self._let_go(self._held.popitem()[1])
+        self._own.close()
+
+    async def _own_file(self, manifest: ModelManifest) -> Path:
+        """A small model, in a file of this process."""
+        path = self._own.take()
+        try:
+            if manifest.is_delta:
+                await download(self._bus, manifest, path, self._open, lambda share: None)
+            else:
+                write_body(manifest, path)
+        except BaseException:
+            self._own.give(path)
+            raise
+        return path
 
     async def _at_once(self, digest: str, manifest: ModelManifest, progress: Progress) -> HostLock:
         """Make the file without regard to other processes."""
@@ -156,19 +184,26 @@ class ModelCache:
             await asyncio.sleep(POLL_S * random.random())
         return await self._at_once(digest, manifest, progress)  # somebody removed it while it is used
 
-    def _hold(self, digest: str, manifest: ModelManifest, lock: HostLock) -> None:
+    def _hold(self, digest: str, model: CachedModel) -> None:
         if before := self._held.pop(digest, None):
-            before.lock.release()
-        self._held[digest] = CachedModel(self._path(digest), manifest.model_copy(update={"body": None}), lock)
+            self._let_go(before)
+        self._held[digest] = model
         while len(self._held) > IN_USE:
-            self._held.popitem(last=False)[1].lock.release()
-        self._added += 1
-        # Small ones need room only now and then: to look costs more than they do.
-        if (
-            self._added % 4 == 1
-            or 4 * sum(tensor.size for tensor in manifest.table) > self._limit // MOST_FILES
-        ):
+            self._let_go(self._held.popitem(last=False)[1])
+        if model.lock:
             self._make_room()
+
+    def _let_go(self, model: CachedModel) -> None:
+        if model.lock:
+            model.lock.release()
+        else:
+            self._own.give(model.path)
+
+    def _drop(self, part: Path) -> None:
+        if self._own.has(part):
+            self._own.give(part)
+        else:
+            part.unlink(missing_ok=True)
 
     def _make_room(self) -> None:
         """Delete what is longest unused, and used by nobody, until the rest is within the limits."""
@@ -202,8 +237,9 @@ class ModelCache:
         part.replace(self._path(digest))
 
     def _open(self, digest: str) -> FileIO | None:
+        path = self._held[digest].path if digest in self._held else self._path(digest)
         try:
-            return FileIO(self._path(digest))
+            return FileIO(path)
         except FileNotFoundError:
             return None
 

@@ -11,8 +11,10 @@ from io import FileIO
 from pathlib import Path
 
 import numpy as np
+from fedbus_schemas.update import ModelManifest
 
 from fedbus.codec import Vector
+from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid, Span
 
 
@@ -40,10 +42,48 @@ def write_span(descriptor: int, span: Span, values: Vector) -> None:
     Raises:
         OSError: the disk is full.
     """
-    view, offset = values.data.cast("B"), 4 * span.offset
+    write_all(descriptor, values.data.cast("B"), 4 * span.offset)
+
+
+def write_all(descriptor: int, view: memoryview, offset: int) -> None:
+    """Put bytes into their place.
+
+    Raises:
+        OSError: the disk is full.
+    """
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
+
+
+def write_body(manifest: ModelManifest, path: Path) -> None:
+    """Write a whole model that came with its manifest, over whatever is in a file.
+
+    Raises:
+        ChunkRefused, DigestMismatch: the body is not what the manifest says.
+        OSError: the disk is full.
+    """
+    assert manifest.body is not None
+    grid = Grid.of(manifest.table)
+    (span,), values = grid.spans, scratch_of(grid)
+    Framing(manifest.codec).decode(manifest.body, manifest.chunks[0], span, values)
+    descriptor = open_to_write(path, grid)
+    try:
+        write_span(descriptor, span, values)
+    finally:
+        os.close(descriptor)
+
+
+def open_to_write(path: Path, grid: Grid) -> int:
+    """A file of a grid's size, to write over what is in it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(descriptor).st_size != grid.bytes:
+            os.ftruncate(descriptor, grid.bytes)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def scratch_of(grid: Grid) -> Vector:

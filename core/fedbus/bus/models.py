@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from fedbus_schemas import subjects
 from fedbus_schemas.base import Payload
-from fedbus_schemas.update import ModelManifest, TensorSpec
+from fedbus_schemas.update import ModelManifest, TensorSpec, UpdateManifest
 
 from fedbus.base.errors import DigestMismatch, RemoteContractError
 from fedbus.bus.chain import Chain, Near, chain_of, nowhere
@@ -20,6 +21,16 @@ from fedbus.bus.threads import apart
 from fedbus.codec import Vector
 from fedbus.codec.chunk import chunk_digest
 from fedbus.codec.grid import Grid, Span
+
+M = TypeVar("M", UpdateManifest, ModelManifest)
+
+
+class PublishedModel(NamedTuple):
+    """A model that is stored: its digest, its manifest without a body, its bytes on the wire."""
+
+    digest: str
+    manifest: ModelManifest
+    wire_bytes: int
 
 
 async def read_manifest(bus: Bus, digest: str) -> ModelManifest:
@@ -65,7 +76,7 @@ async def publish_model(
     codec: str,
     table: list[TensorSpec],
     values: list[str] | None = None,
-) -> tuple[ModelManifest, int]:
+) -> PublishedModel:
     """Store a model; its manifest comes last. A single chunk rides in the manifest, where that fits.
 
     Args:
@@ -78,9 +89,6 @@ async def publish_model(
         table: its tensors, in wire order.
         values: where the chunks are a difference to the parent, digests of what comes out; complete when the
             last chunk is given.
-
-    Returns:
-        The manifest, and the bytes on the wire.
     """
     publisher, alone = Publisher(bus), len(Grid.of(table).spans) == 1
     digests: list[str] = []
@@ -108,15 +116,29 @@ async def publish_model(
         size_bytes=sum(sizes),
         values=values,
     )
-    if alone:
-        with_body = manifest.model_copy(update={"body": first})
-        if len(with_body.pack()) <= bus.max_message:
-            manifest = with_body
-        else:
+    packed = pack_with_body(manifest, first, bus.max_message) if alone else None
+    if packed is not None:
+        size = len(packed)
+    else:
+        if alone:
             await publisher.put(subjects.model_chunk(digests[0]), first)
-    packed = manifest.pack()
-    await publisher.put(subjects.model_manifest(manifest.digest()), packed)
-    return manifest, len(packed) + (sum(sizes) if manifest.body is None else 0)
+        packed = manifest.pack()
+        size = len(packed) + sum(sizes)
+    digest = hashlib.sha256(packed).hexdigest()
+    await publisher.put(subjects.model_manifest(digest), packed)
+    return PublishedModel(digest, manifest, size)
+
+
+def pack_with_body(manifest: M, body: bytes, limit: int) -> bytes | None:
+    """A manifest with its only chunk in it: one message instead of two; None where it would be too long.
+
+    Args:
+        manifest: of an update or a model of one chunk.
+        body: the chunk.
+        limit: bytes that a message may have.
+    """
+    packed = manifest.model_copy(update={"body": body}).pack()
+    return packed if len(packed) <= limit else None
 
 
 async def read_spans(

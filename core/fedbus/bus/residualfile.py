@@ -23,46 +23,6 @@ class ResidualDamaged(Exception):
     """The file is not there, or does not hold what was written into it."""
 
 
-class ResidualFolder:
-    """Files of several runs; the one that was not used for longest goes first.
-
-    Args:
-        folder: of these files only; made when there is one to keep.
-        kept: how many there may be.
-    """
-
-    def __init__(self, folder: Path, kept: int) -> None:
-        self._folder = folder
-        self._kept = kept
-        there = folder.iterdir() if folder.is_dir() else ()
-        self._runs = {path.name.partition(".")[0] for path in there}
-
-    def path(self, run: str, name: str) -> Path:
-        """Where a run's file of that name is, if there is one."""
-        return self._folder / f"{run}.{name}"
-
-    def keep(self, part: Path, run: str, name: str) -> None:
-        """Take a file over."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        part.replace(self.path(run, name))
-        self._runs.add(run)
-        files = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)
-        for oldest in files[: -self._kept]:
-            oldest.unlink(missing_ok=True)
-
-    def runs(self) -> list[str]:
-        """Runs that have files."""
-        return sorted(self._runs)
-
-    def forget(self, run: str, but: str | None = None) -> None:
-        """Delete a run's files, but the one of that name."""
-        for path in self._folder.glob(f"{run}.*"):
-            if path.name != f"{run}.{but}":
-                path.unlink(missing_ok=True)
-        if but is None:
-            self._runs.discard(run)
-
-
 class Residual:
     """What was lost before.
 

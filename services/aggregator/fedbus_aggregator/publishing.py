@@ -8,15 +8,16 @@ still to be sent is lost, as a worker's is that lost its residual.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, ExitStack, aclosing, nullcontext
 from dataclasses import dataclass
-from io import FileIO
 
 from fedbus.bus import Bus
 from fedbus.bus.modelcache import CachedModel, ModelCache
+from fedbus.bus.modelfile import open_to_write
 from fedbus.bus.models import publish_model
-from fedbus.bus.residualfile import Losing, Residual, ResidualDamaged, ResidualFolder
+from fedbus.bus.residualfile import Losing, Residual, ResidualDamaged
 from fedbus.bus.threads import apart
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing, down_codec
@@ -26,12 +27,10 @@ from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.plan import Plan
 from fedbus_schemas.update import TensorSpec
 
+from fedbus_aggregator.residuals import Residuals
 from fedbus_aggregator.sealing import Sealing
 
 log = logging.getLogger(__name__)
-
-# One for each run that sends differences, and the one before; each is as large as a model.
-KEPT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ class Publishing:
         self._bus = bus
         self._models = models
         self._plan = plan
-        self._lost = ResidualFolder(models.folder / "lost", KEPT)
+        self._lost = Residuals(models.folder / "lost")
 
     async def publish(self, wanted: NextModel) -> tuple[str, int]:
         """Publish a model: the same bytes each time, as long as the files are there.
@@ -93,16 +92,17 @@ class Publishing:
         ref, grid = wanted.ref, Grid.of(wanted.table)
         coded = down_codec(self._plan.codec.down, whole)
         with ExitStack() as files:
-            made = files.enter_context(self._models.making(ref.run))
-            file = files.enter_context(FileIO(made, "w"))
+            made = files.enter_context(self._models.making(wanted.table))
+            file = open_to_write(made, grid)
+            files.callback(os.close, file)
             losing = None
             if not whole:
-                part = files.enter_context(self._models.making(ref.run))
+                part = files.enter_context(self._lost.making(ref.run))
                 losing = files.enter_context(Losing(part, grid))
             framing = Framing(coded.name, coded.params)
             sealing = Sealing(grid, framing, wanted.finish, base.path if base else None, file, lost, losing)
             async with aclosing(_chunks(grid, sealing)) as chunks:
-                manifest, size = await publish_model(
+                digest, manifest, size = await publish_model(
                     self._bus,
                     chunks,
                     run=ref.run,
@@ -112,12 +112,9 @@ class Publishing:
                     table=wanted.table,
                     values=None if losing is None else sealing.digests,
                 )
-            digest = manifest.digest()
-            if losing is not None:
-                # Before the log names the model. What the base lacks stays: a next try may need it.
+            if losing is not None:  # before the log names the model
                 losing.complete()
-                self._lost.forget(ref.run, but=wanted.base)
-                self._lost.keep(part, ref.run, digest)
+                self._lost.keep(part, ref.run, digest, wanted.base)
             # The next round begins with it: nobody here has to download what was just made.
             await self._models.add(digest, manifest, made)
         return digest, size

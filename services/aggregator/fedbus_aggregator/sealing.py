@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from io import FileIO
 from pathlib import Path
 
 from fedbus.bus.modelfile import read_vector, scratch_of, write_span
@@ -23,7 +22,7 @@ class Sealing:
         framing: of its codec.
         finish: writes one span of the mean update, from an offset.
         base: file of the model that it is added to; none: zeros.
-        file: to write the model into.
+        file: descriptor of the one to write the model into.
         lost: what the base lacks, which is added, too.
         losing: where to note what this model lacks, if it travels as a difference to the base; None: it
             travels whole.
@@ -35,7 +34,7 @@ class Sealing:
         framing: Framing,
         finish: Callable[[int, Vector], None],
         base: Path | None,
-        file: FileIO,
+        file: int,
         lost: Residual | None,
         losing: Losing | None,
     ) -> None:
@@ -71,7 +70,7 @@ class Sealing:
             if span.group == "lossy":
                 self._losing.write(span, change)
             self.digests.append(values_digest(values))
-        write_span(self._file.fileno(), span, values)
+        write_span(self._file, span, values)
         return data
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 from collections.abc import Callable
 from contextlib import ExitStack
-from io import FileIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fedbus.bus.residualfile import Losing, Residual, ResidualDamaged, ResidualFolder
+from fedbus.bus.modelfile import open_to_write
+from fedbus.bus.residualfile import Losing, Residual, ResidualDamaged
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import CHUNK_ELEMENTS, Grid
@@ -44,7 +45,8 @@ def giving(update: Vector) -> Callable[[int, Vector], None]:
 def seal(folder: Path, grid: Grid, update: Vector, *, whole: bool) -> list[bytes]:
     """The chunks of the model `new`, made from `base` and what it lacks, where that is there."""
     with ExitStack() as files:
-        file = files.enter_context(FileIO(folder / "new", "w"))
+        file = open_to_write(folder / "new", grid)
+        files.callback(os.close, file)
         lost = folder / "lost"
         residual = files.enter_context(Residual(lost, grid)) if lost.exists() else None
         losing = None if whole else files.enter_context(Losing(folder / "losing", grid))
@@ -120,16 +122,3 @@ def test_what_is_damaged_is_not_used(tmp_path: Path, damage: str) -> None:
     path.write_bytes(data)
     with pytest.raises(ResidualDamaged):
         seal(tmp_path, grid, vector(1, grid), whole=True)
-
-
-def test_a_folder_keeps_a_runs_own_and_few(tmp_path: Path) -> None:
-    files = ResidualFolder(tmp_path / "lost", 2)
-    assert files.runs() == []
-    for number, run in enumerate(["run-1", "run-10", "run-1", "run-2"]):
-        (tmp_path / "part").write_bytes(b"lost")
-        files.keep(tmp_path / "part", run, f"model-{number}")
-        files.forget(run, but=f"model-{number}")
-    assert sorted(path.name for path in (tmp_path / "lost").iterdir()) == ["run-1.model-2", "run-2.model-3"]
-    assert ResidualFolder(tmp_path / "lost", 2).runs() == ["run-1", "run-2"]
-    files.forget("run-1")
-    assert [path.name for path in (tmp_path / "lost").iterdir()] == ["run-2.model-3"]

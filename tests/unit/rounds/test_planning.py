@@ -19,7 +19,7 @@ from fedbus.rounds.planning import (
 )
 from fedbus.rounds.roster import BEAT_S, MOST_PROGRESS, SETTLED_AFTER_S, Roster
 from fedbus.selection.uniform import Uniform
-from fedbus_schemas.log import Finished, WorkerLost
+from fedbus_schemas.log import Entry, Finished, WorkerLost
 from fedbus_schemas.messages import Waiting
 from fedbus_schemas.plan import Plan
 from support.rounds import (
@@ -32,6 +32,7 @@ from support.rounds import (
     digest,
     finished,
     fold,
+    lost,
     opened,
     plan,
     progress,
@@ -191,6 +192,18 @@ def test_a_worker_without_a_part_left_is_excluded() -> None:
 
 
 # A round's end
+
+
+def test_a_cut_off_is_announced_where_somebody_is_still_at_work() -> None:
+    """One stored message and a wake-up of every worker: the next round's announcement says it as well."""
+
+    def step(*entries: Entry) -> Step:
+        round_ = fold(opened("w1", "w2", "w3"), accepted("w1"), *entries, closing())
+        return _step(plan(), _roster("w1"), {1: round_}, Following(NOW), NOW + 1)
+
+    assert step(accepted("w2")) == Announce(1, "closed")
+    assert isinstance(step(accepted("w2"), lost("w3")), Wait)
+    assert isinstance(step(accepted("w2", "w3")), Wait)
 
 
 @pytest.mark.parametrize("state", ["closing", "aggregated", "finished", "aborted"])

@@ -37,7 +37,6 @@ def _heard(*news: Announcement, worker: str = "w1") -> Announced:
 def test_a_seat_in_an_open_round_is_an_assignment() -> None:
     (assignment,) = _heard(_news(3)).open()
     assert assignment.ref == RoundRef("run-1", 3)
-    assert assignment.key == "run-1.3.0"
     assert assignment.member.partition == 2
     assert assignment.seed == derive_seed(PLAN, 3, "part-2")
 
@@ -83,7 +82,11 @@ def test_a_worker_may_have_several_seats_and_runs_longest_open_first() -> None:
         _news(1, run="run-2", opened_at=NOW + 1, members=seats),
         _news(1, run="run-3", members=seats[1:2]),
     )
-    assert [a.key for a in announced.open()] == ["run-2.1.b", "run-2.1.a", "run-1.1.0"]
+    assert [(a.ref.run, a.member.node) for a in announced.open()] == [
+        ("run-2", "b"),
+        ("run-2", "a"),
+        ("run-1", "0"),
+    ]
 
 
 def test_where_the_data_is() -> None:
