@@ -17,14 +17,14 @@ from fedbus.codec import Vector, codec
 from fedbus.codec.grid import Grid
 from fedbus_schemas.report import RunReport
 from fedbus_schemas.roster import AskWhy, Standings
-from fedbus_schemas.update import ModelManifest, TensorSpec
+from fedbus_schemas.update import ModelManifest
 from numpy.typing import NDArray
 from support.federation import Parties, federation
 from support.natsd import Stack
 from support.tasks import ELEMENTS, TASK, walk, write_walk
 
 WORKERS = ("w1", "w2", "w3")
-GRID = Grid.of([TensorSpec(name="w", shape=(ELEMENTS,), dtype="float32")])
+SMALL = 1000  # a model that is one message, and a file of each process
 CLOSE = 1e-4  # float32 additions in another order
 
 
@@ -119,7 +119,7 @@ class Models:
             bound = np.full(exact.shape, CLOSE)
             if number not in self.whole:
                 change = (exact - self.values[number - 1]).astype(np.float32)
-                for span in GRID.spans:
+                for span in Grid.of(self.manifests[0].table).spans:
                     bound[span.offset : span.end] += codec("ecq").bound(change[span.offset : span.end])
             behind = np.abs(self.values[number] - exact)
             assert (behind <= bound).all(), f"round {number}: {behind.max()}"
@@ -183,15 +183,20 @@ async def _is_known(parties: Parties, run: str, name: str) -> bool:
     return [item.code for item in said.items] not in ([], ["unknown"])
 
 
-@pytest.mark.parametrize("file", ["kept", "gone", "damaged", "cut"])
+@pytest.mark.parametrize(
+    ("file", "elements"),
+    [("kept", ELEMENTS), ("kept", SMALL), ("gone", ELEMENTS), ("gone", SMALL), ("damaged", ELEMENTS),
+     ("cut", ELEMENTS)],
+)  # fmt: skip
 async def test_an_aggregator_that_was_killed_goes_on_with_what_it_finds(
-    stack: Stack, folder: Path, caplog: pytest.LogCaptureFixture, file: str
+    stack: Stack, folder: Path, caplog: pytest.LogCaptureFixture, file: str, elements: int
 ) -> None:
-    run, gate = f"deltas-{file}", Gate("fb.update.*.4.*.manifest")
+    run, gate = f"deltas-{file}-{elements}", Gate("fb.update.*.4.*.manifest")
     async with federation(stack.credentials, folder, workers=()) as parties:
         for name in WORKERS:
             await join(parties, name, gate.connection() if name == "w3" else Bus)
-        await parties.start(walk(rounds=5, codec={"up": "dense", "down": "ecq"}), run)
+        plan = walk(rounds=5, codec={"up": "dense", "down": "ecq"}, train={"elements": elements})
+        await parties.start(plan, run)
         await parties.until(gate.reached.is_set, "round 4 is open")
         await parties.aggregator.crash()
         third = parties.round(run, 3).aggregated
@@ -281,12 +286,14 @@ async def test_a_run_that_starts_from_a_difference_begins_with_a_whole_model(
         assert "travels whole" not in caplog.text
 
 
-async def test_two_aggregators_make_one_model(stack: Stack, folder: Path) -> None:
-    run = "deltas-two"
+@pytest.mark.parametrize("elements", [SMALL, ELEMENTS])
+async def test_two_aggregators_make_one_model(stack: Stack, folder: Path, elements: int) -> None:
+    run = f"deltas-two-{elements}"
     async with federation(stack.credentials, folder, workers=(), aggregators=2) as parties:
         for name in WORKERS:
             await join(parties, name)
-        await parties.start(walk(rounds=6, codec={"up": "dense", "down": "ecq", "full_every": 4}), run)
+        codecs = {"up": "dense", "down": "ecq", "full_every": 4}
+        await parties.start(walk(rounds=6, codec=codecs, train={"elements": elements}), run)
         models = await Models(parties, folder, await parties.finished(run)).load()
         assert models.whole == [0, 4, 6]
         models.check()
