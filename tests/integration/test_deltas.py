@@ -246,7 +246,7 @@ async def test_an_aggregator_that_was_killed_while_it_published_makes_the_same_m
             await join(parties, name)
         await parties.start(walk(rounds=4, codec={"up": "dense", "down": "ecq"}), run)
         await parties.until(gate.reached.is_set, "it publishes the second difference")
-        assert parties.round(run, 2).closing
+        await parties.until(lambda: parties.round(run, 2).closing, "round 2 is closing")
         await parties.aggregator.crash()
         await parties.aggregator.start()
         models = await Models(parties, folder, await parties.finished(run)).load()
