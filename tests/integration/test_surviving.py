@@ -62,8 +62,9 @@ async def test_a_worker_that_crashed_in_mid_upload_resumes_at_the_chunk_it_had(
         await parties.start({"train": {"elements": ELEMENTS, "value": 2.0}}, run)
         spool = parties.state_of("crasher") / "spool" / f"{run}.0"
         spooled = Record(spool / "update", SpooledUpdate)
-        await parties.until(lambda: _stored(spool) == 5, "five chunks are acknowledged")
-        await parties.until(lambda: spooled.read() is not None, "all of it is encoded")
+        # The folder was round 0's, too.
+        await parties.until(lambda: len(first) == 5 and _stored(spool) == 5, "five chunks are acknowledged")
+        await parties.until(lambda: _encoded(spooled, 1), "all of it is encoded")
         found = spooled.read()
         assert found
         await worker.crash()
@@ -77,6 +78,11 @@ async def test_a_worker_that_crashed_in_mid_upload_resumes_at_the_chunk_it_had(
         assert [sent[str(i)] for i in range(CHUNKS)] == found[0].manifest.chunks
         assert report.rounds[0].accepted_updates[0].digest == sent["manifest"]
         await check_once(parties, report, workers=1, total=2.0)
+
+
+def _encoded(spooled: Record[SpooledUpdate], number: int) -> bool:
+    found = spooled.read()
+    return found is not None and found[0].manifest.round == number
 
 
 def _stored(spool: Path) -> int:

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedbus.bus import Bus, Message
+from fedbus.bus import Bus
 from fedbus.bus import modelcache as caching
 from fedbus.bus.hostlock import HostLock
 from fedbus.bus.modelcache import IN_USE, MOST_FILES, CachedModel, ModelCache
-from fedbus.bus.models import publish_model
+from fedbus.bus.models import PublishedModel, publish_model, read_manifest
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import CHUNK_ELEMENTS, Grid
 from fedbus_schemas.update import TensorSpec
-from support.buses import Ask, Tapped, parties, until
+from support.buses import parties, until
+from support.counting import Counting
 from support.natsd import Stack
 
 SIZE = 600_000  # three chunks
@@ -29,29 +30,18 @@ TWO_CHUNKS = CHUNK_ELEMENTS + 1
 ONE_CHUNK = 200_000  # written in a thread, while others ask
 
 
-class Counting(Tapped):
-    """Counts the chunks that it is asked for, and stops before one of them where it is told to."""
-
-    chunks = 0
-    most: int | None = None
-
-    async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
-        if "fb.model.c." in subject:
-            if self.most is not None and self.chunks >= self.most:
-                await asyncio.Event().wait()
-            self.chunks += 1
-        return await ask()
-
-
 async def publish(bus: Bus, values: Vector, run: str = "cached") -> str:
+    return (await published(bus, values, run)).digest
+
+
+async def published(bus: Bus, values: Vector, run: str = "cached") -> PublishedModel:
     table = [TensorSpec(name="w", shape=[len(values)], dtype="float32", group="lossy")]
 
     async def encoded() -> AsyncIterator[bytes]:
         for span in Grid.of(table).spans:
             yield Framing("dense").encode(span, values[span.offset : span.end])
 
-    made = await publish_model(bus, encoded(), run=run, round=1, parent=None, codec="dense", table=table)
-    return made.digest
+    return await publish_model(bus, encoded(), run=run, round=1, parent=None, codec="dense", table=table)
 
 
 def vector(seed: int, size: int = SIZE) -> Vector:
@@ -264,14 +254,31 @@ async def test_the_file_of_a_held_small_model_is_not_used_again(stack: Stack, tm
 async def test_what_was_just_made_is_taken_over(stack: Stack, tmp_path: Path) -> None:
     values = vector(6)
     async with hosts(stack) as (aggregator, bus):
-        digest = await publish(aggregator, values)
+        made = await published(aggregator, values)
+        digest = made.digest
         cache = ModelCache(bus, tmp_path)
         part = tmp_path / "made.part"
         values.tofile(part)
-        await cache.add(digest, [TensorSpec(name="w", shape=[SIZE], dtype="float32", group="lossy")], part)
+        await cache.add(digest, made.manifest, part)
         check(await cache.get(digest), values)
         check(await ModelCache(bus, tmp_path).get(digest), values)
         assert bus.chunks == 0
+
+
+async def test_what_is_being_made_stays_and_what_was_left_goes(stack: Stack, tmp_path: Path) -> None:
+    async with hosts(stack) as (aggregator, bus):
+        first, second = [await publish(aggregator, vector(seed, TWO_CHUNKS)) for seed in (8, 9)]
+        makes, lean = ModelCache(bus, tmp_path), ModelCache(bus, tmp_path, limit_bytes=0)
+        with makes.making((await read_manifest(bus, first)).table) as part:
+            part.write_bytes(b"model")
+            left = tmp_path / "0123.part"  # of a process that was killed
+            left.write_bytes(b"model")
+            await lean.get(first)
+            assert part.exists()
+            assert not left.exists()
+        await lean.get(second)
+        assert names(tmp_path, ".part") == set()
+        assert names(tmp_path, ".lock") == {first, second}
 
 
 async def test_a_folder_that_may_only_be_read_is_left_alone(

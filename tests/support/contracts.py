@@ -259,4 +259,7 @@ PACKED: dict[str, UpdateManifest | ModelManifest | EvaluationReport] = {
     "first-update-manifest": UPDATE.model_copy(update={"base": None, "table": TABLE, "body": b"\x00\xff"}),
     "model-manifest": MODEL,
     "small-model-manifest": MODEL.model_copy(update={"body": b"\x00\xff"}),
+    "delta-manifest": MODEL.model_copy(
+        update={"round": 2, "parent": BASE, "codec": "ecq", "values": [digest("1")]}
+    ),
 }

@@ -5,6 +5,10 @@ file is trusted while a living process vouches for it, by a shared lock. Whoever
 compares it with its manifest first, chunk by chunk, and downloads what does not match; a broken-off
 download goes on in the same way, from the chunks that it had. Where a process that downloads gets no
 further, as it was stopped, each of the others makes a file of its own.
+
+A model that travels as a difference is made from its parent's file, where this host has it; else from the
+nearest older one, or a whole model and all differences since. Whether that file is right is seen by what
+comes out.
 """
 
 from __future__ import annotations
@@ -18,14 +22,16 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from fedbus_schemas.update import ModelManifest, TensorSpec
 
 from fedbus.base.clock import random_token
 from fedbus.bus.connection import Bus
+from fedbus.bus.download import Progress, download
 from fedbus.bus.hostlock import POLL_S, HostLock, Patience
-from fedbus.bus.modelfile import Progress, download, write_body
+from fedbus.bus.modelfile import write_body
 from fedbus.bus.models import read_manifest
 from fedbus.bus.ownfiles import OwnFiles
 from fedbus.codec.grid import Grid
@@ -44,8 +50,13 @@ class CachedModel:
     """A model at hand: flat float32. The file stays while it is held, or until a few others were taken."""
 
     path: Path
-    table: list[TensorSpec]
+    manifest: ModelManifest  # without its body
     lock: HostLock | None  # None: it is nobody else's
+
+    @property
+    def table(self) -> list[TensorSpec]:
+        """Its tensors, in wire order."""
+        return self.manifest.table
 
 
 class ModelCache:
@@ -59,7 +70,7 @@ class ModelCache:
 
     def __init__(self, bus: Bus, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
         self._bus = bus
-        self._folder = folder
+        self.folder = folder
         self._limit = limit_bytes
         self._held: OrderedDict[str, CachedModel] = OrderedDict()
         self._holds: Counter[str] = Counter()
@@ -86,9 +97,9 @@ class ModelCache:
                 self._take(digest, await self._once(digest, manifest, progress))
             else:
                 # It came with its manifest: cheaper to write than to look whether another process did.
-                path = self._own.take()
-                write_body(manifest, path)
-                self._take(digest, CachedModel(path, manifest.table, None))
+                path = await self._own_file(manifest)
+                whole = manifest.model_copy(update={"body": None})
+                self._take(digest, CachedModel(path, whole, None))
         held = self._held[digest]
         self._held.move_to_end(digest)
         if held.lock:
@@ -110,32 +121,51 @@ class ModelCache:
     @contextmanager
     def making(self, table: list[TensorSpec]) -> Iterator[Path]:
         """A file to write a model into, for `add`; what is not added is removed."""
+        lock: HostLock | None = None
         if len(Grid.of(table).spans) == 1:
             part = self._own.take()
         else:
             self._make_folder()
-            part = self._folder / f"made.{random_token()}.part"
+            token = random_token()
+            part = self.folder / f"{token}.part"
+            lock = HostLock.take(self._lock_path(token), alone=True)  # while it lives, nobody needs the room
+            assert lock is not None, "the name is random"
         try:
             yield part
         finally:
             if part not in [held.path for held in self._held.values()]:
                 self._drop(part)
+            if lock:
+                lock.remove()
 
-    async def add(self, digest: str, table: list[TensorSpec], part: Path) -> None:
+    async def add(self, digest: str, manifest: ModelManifest, part: Path) -> None:
         """Take over a file that this process has just written, and knows to be right."""
         if self._own.has(part):
-            self._take(digest, CachedModel(part, table, None))
+            self._take(digest, CachedModel(part, manifest, None))
             return
         lock = await self._wait(digest, self._patience(digest))
         path = self._path(digest) if lock else self._own.take()
         self._keep(part, path)
-        self._take(digest, CachedModel(path, table, lock))
+        self._take(digest, CachedModel(path, manifest, lock))
 
     def close(self) -> None:
         """Let other processes delete what this one used."""
         while self._held:
             self._let_go(self._held.popitem()[1])
         self._own.close()
+
+    async def _own_file(self, manifest: ModelManifest, progress: Progress = lambda share: None) -> Path:
+        """A model in a file of this process."""
+        path = self._own.take()
+        try:
+            if manifest.body is not None and not manifest.is_delta:
+                write_body(manifest, path)
+            else:
+                await download(self._bus, manifest, path, self._open, progress)
+        except BaseException:
+            self._own.give(path)
+            raise
+        return path
 
     async def _once(self, digest: str, manifest: ModelManifest, progress: Progress) -> CachedModel:
         """Download for all processes of this host, or for this one where others are in the way."""
@@ -144,29 +174,23 @@ class ModelCache:
             if lock := HostLock.take(self._lock_path(digest), alone=True):
                 try:
                     part = self._distrust(digest)
-                    await download(self._bus, manifest, part, progress)
+                    await download(self._bus, manifest, part, self._open, progress)
                     self._keep(part, path)
                 except BaseException:
                     lock.release()
                     raise
                 if lock.share():
-                    return CachedModel(path, manifest.table, lock)
+                    return CachedModel(path, manifest, lock)
             lock = await self._wait(digest, patience)
             if lock is None:
                 break
             if path.exists():
-                return CachedModel(path, manifest.table, lock)
+                return CachedModel(path, manifest, lock)
             # Whoever downloaded it was killed: one of those who waited goes on.
             lock.release()
             await asyncio.sleep(POLL_S * random.random())
         # Somebody removed it while others use it, or was stopped while downloading it.
-        path = self._own.take()
-        try:
-            await download(self._bus, manifest, path, progress)
-        except BaseException:
-            self._own.give(path)
-            raise
-        return CachedModel(path, manifest.table, None)
+        return CachedModel(await self._own_file(manifest, progress), manifest, None)
 
     async def _wait(self, digest: str, patience: Patience) -> HostLock | None:
         """A shared lock on a model's file; None where whoever has it alone gets no further."""
@@ -207,7 +231,7 @@ class ModelCache:
     def _make_room(self) -> None:
         """Delete what is longest unused, and used by nobody, until the rest is within the limits."""
         files: list[tuple[float, int, Path]] = []
-        for path in self._folder.iterdir():
+        for path in self.folder.iterdir():
             with suppress(FileNotFoundError):  # another process makes room, too
                 if path.suffix in (".f32", ".part"):
                     stat = path.stat()
@@ -223,7 +247,7 @@ class ModelCache:
                 left, size = left - 1, size - bytes_
 
     def _make_folder(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def _distrust(self, digest: str) -> Path:
         """Where to download; what lies there though nobody vouches for it is compared first."""
@@ -235,14 +259,21 @@ class ModelCache:
     def _keep(self, part: Path, path: Path) -> None:
         part.replace(path)
 
+    def _open(self, digest: str) -> FileIO | None:
+        path = self._held[digest].path if digest in self._held else self._path(digest)
+        try:
+            return FileIO(path)
+        except FileNotFoundError:
+            return None
+
     def _part(self, digest: str) -> Path:
-        return self._folder / f"{digest}.part"
+        return self.folder / f"{digest}.part"
 
     def _path(self, digest: str) -> Path:
-        return self._folder / f"{digest}.f32"
+        return self.folder / f"{digest}.f32"
 
     def _lock_path(self, digest: str) -> Path:
-        return self._folder / f"{digest}.lock"
+        return self.folder / f"{digest}.lock"
 
 
 @contextmanager

@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from fedbus_schemas import subjects
+from fedbus_schemas.base import Payload
 from fedbus_schemas.update import ModelManifest, TensorSpec, UpdateManifest
 
 from fedbus.base.errors import DigestMismatch, RemoteContractError
+from fedbus.bus.chain import Chain, Near, chain_of, nowhere
 from fedbus.bus.connection import Bus
-from fedbus.bus.store import Publisher, get, get_chunks
+from fedbus.bus.store import Publisher, get, get_all
 from fedbus.bus.threads import apart
 from fedbus.codec import Vector
 from fedbus.codec.chunk import chunk_digest
-from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid, Span
 
 M = TypeVar("M", UpdateManifest, ModelManifest)
@@ -53,6 +55,17 @@ async def read_manifest(bus: Bus, digest: str) -> ModelManifest:
     return manifest
 
 
+async def download_bytes(bus: Bus, digest: str) -> int:
+    """What a host downloads that has no model of the run: this one, and all that it is a difference to.
+
+    Raises:
+        StreamMissing, DigestMismatch, RemoteContractError: as `read_manifest`.
+    """
+    read = partial(read_manifest, bus)
+    with await chain_of(await read(digest), read, nowhere) as chain:
+        return chain.size_bytes
+
+
 async def publish_model(
     bus: Bus,
     chunks: AsyncIterable[bytes],
@@ -62,6 +75,7 @@ async def publish_model(
     parent: str | None,
     codec: str,
     table: list[TensorSpec],
+    values: list[str] | None = None,
 ) -> PublishedModel:
     """Store a model; its manifest comes last. A single chunk rides in the manifest, where that fits.
 
@@ -73,6 +87,8 @@ async def publish_model(
         parent: digest of the model it was made from.
         codec: of the chunks.
         table: its tensors, in wire order.
+        values: where the chunks are a difference to the parent, digests of what comes out; complete when the
+            last chunk is given.
     """
     publisher, alone = Publisher(bus), len(Grid.of(table).spans) == 1
     digests: list[str] = []
@@ -91,7 +107,14 @@ async def publish_model(
 
     await publisher.put_all(stored())
     manifest = ModelManifest(
-        run=run, round=round, parent=parent, codec=codec, table=table, chunks=digests, size_bytes=sum(sizes)
+        run=run,
+        round=round,
+        parent=parent,
+        codec=codec,
+        table=table,
+        chunks=digests,
+        size_bytes=sum(sizes),
+        values=values,
     )
     packed = pack_with_body(manifest, first, bus.max_message) if alone else None
     if packed is not None:
@@ -119,27 +142,59 @@ def pack_with_body(manifest: M, body: bytes, limit: int) -> bytes | None:
 
 
 async def read_spans(
-    bus: Bus, manifest: ModelManifest, place: Callable[[Span], Vector], only: Sequence[int] | None = None
+    bus: Bus,
+    manifest: ModelManifest,
+    place: Callable[[Span], Vector],
+    only: Sequence[int] | None = None,
+    near: Near = nowhere,
 ) -> AsyncGenerator[tuple[Span, Vector]]:
-    """A model's spans one after the other.
+    """A model's values, span by span; in order, but for those that a wrong file delayed.
 
     Args:
         bus: the connection.
         manifest: of the model.
-        place: where to decode a span: a float32 vector of its length.
+        place: where to put a span: a float32 vector of its length.
         only: numbers of the spans to read; all by default.
+        near: opens the file of an ancestor, where this host has it.
+
+    Raises:
+        StreamMissing, DigestMismatch, ChunkRefused, RemoteContractError: what is stored is not the model.
     """
-    framing = Framing(manifest.codec)
     spans = Grid.of(manifest.table).spans
-    wanted = range(len(spans)) if only is None else only
-    names = [subjects.model_chunk(manifest.chunks[index]) for index in wanted]
-    async with aclosing(get_chunks(bus, subjects.MODELS, names, manifest.body)) as chunks:
-        for index in wanted:
-            out = place(spans[index])
-            await apart(
-                out.nbytes, framing.decode, await anext(chunks), manifest.chunks[index], spans[index], out
+    wanted = list(range(len(spans)) if only is None else only)
+    if not wanted:
+        return
+    wrong: list[int] = []
+    with await chain_of(manifest, partial(read_manifest, bus), near) as chain:
+        async with aclosing(_chunks(bus, chain, [spans[index] for index in wanted])) as chunks:
+            async for span, data in chunks:
+                out = place(span)
+                try:
+                    await apart(out.nbytes, chain.build, span, data, out)
+                except DigestMismatch:
+                    if not chain.begins_with_a_file:
+                        raise
+                    wrong.append(span.index)
+                else:
+                    yield span, out
+    if wrong:  # nobody vouched for that file
+        async with aclosing(read_spans(bus, manifest, place, wrong)) as again:
+            async for found in again:
+                yield found
+
+
+async def _chunks(
+    bus: Bus, chain: Chain, spans: Sequence[Span]
+) -> AsyncGenerator[tuple[Span, list[Payload]]]:
+    """Each span, and the chunks that it is made of."""
+    links = [(link, span.index) for span in spans for link in chain.links_of(span)]
+    names = [subjects.model_chunk(link.chunks[index]) for link, index in links if link.body is None]
+    async with aclosing(get_all(bus, subjects.MODELS, names)) as stored:
+        for span in spans:
+            yield (
+                span,
+                [await anext(stored) if link.body is None else link.body for link in chain.links_of(span)],
             )
-            yield spans[index], out
 
 
 async def load_values(bus: Bus, manifest: ModelManifest) -> Vector:

@@ -120,7 +120,7 @@ def model_details(m: ModelDetails) -> Table:
         "source": m.source,
         "made": m.created_at,
         "elements": str(m.elements),
-        "size": f"{size(m.size_bytes)}, {m.codec}",
+        "size": f"{size(m.size_bytes)}, {m.codec}" + (", as a difference to its parent" if m.delta else ""),
         "metrics": _said(m.metrics) or "none",
     }
     for fact, value in facts.items():

@@ -48,8 +48,8 @@ def model_report(version: ModelVersion) -> ModelReport:
 
 def model_details(version: ModelVersion, manifest: ModelManifest) -> ModelDetails:
     """A version and its tensors."""
-    values = model_report(version).model_dump() | {"codec": manifest.codec, "tensors": manifest.table}
-    return ModelDetails.model_validate(values)
+    told = {"codec": manifest.codec, "delta": manifest.is_delta, "tensors": manifest.table}
+    return ModelDetails.model_validate(model_report(version).model_dump() | told)
 
 
 def misfit(table: list[TensorSpec], known: list[TensorSpec]) -> str | None:

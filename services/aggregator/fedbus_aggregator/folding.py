@@ -8,20 +8,9 @@ A columnwise strategy has no sum: when the round is closed, all updates are read
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing
-from pathlib import Path
-
 from fedbus.bus import Bus
 from fedbus.bus.modelcache import ModelCache
-from fedbus.bus.modelfile import read_vector, scratch_of, write_span
-from fedbus.bus.models import publish_model
-from fedbus.bus.threads import apart
-from fedbus.codec import Vector
-from fedbus.codec.chunk import chunk_digest
-from fedbus.codec.framing import Framing
-from fedbus.codec.grid import Grid, Span
+from fedbus.codec.grid import Grid
 from fedbus.rounds.close import Attempt
 from fedbus.rounds.collecting import Refusal
 from fedbus.rounds.fold import Round
@@ -32,8 +21,9 @@ from fedbus_schemas.plan import Plan
 from fedbus_schemas.update import TensorSpec
 
 from fedbus_aggregator.columns import Columns
+from fedbus_aggregator.publishing import NextModel, Publishing
 from fedbus_aggregator.reading import Corrupted, ReadUpdate, UpdateReader
-from fedbus_aggregator.sums import Mean, Sum
+from fedbus_aggregator.sums import Sum
 
 # Several small updates are verified before one entry accepts them all; a large one goes alone.
 SCRATCH_BYTES = 16 << 20
@@ -48,6 +38,7 @@ class Folding:
         self._models = models
         self._plan = plan
         self._reader = UpdateReader(bus, plan)
+        self._publishing = Publishing(bus, models, plan)
         made = strategy(plan.strategy.name, plan.strategy.params)
         self._fold: Sum | Columnwise = made if isinstance(made, Columnwise) else Sum(made)
         self._round: RoundRef | None = None
@@ -141,25 +132,7 @@ class Folding:
         """
         source = await self._source(ref, round_)
         assert self._table is not None
-        base = (await self._models.get(self._base)).path if self._base else None
-        with self._models.making(self._table) as made:
-            grid = Grid.of(self._table)
-            async with (
-                aclosing(source.means(grid)) as means,
-                aclosing(self._model_chunks(grid, means, base, made)) as chunks,
-            ):
-                digest, _, size = await publish_model(
-                    self._bus,
-                    chunks,
-                    run=ref.run,
-                    round=ref.number,
-                    parent=self._base,
-                    codec=self._plan.codec.down.name,
-                    table=self._table,
-                )
-            # The next round begins with it: nobody here has to download what was just made.
-            await self._models.add(digest, self._table, made)
-        return digest, size
+        return await self._publishing.publish(NextModel(ref, self._base, self._table, source.means))
 
     async def _source(self, ref: RoundRef, round_: Round) -> Sum | Columns:
         """What the mean is made of; brings the tensors of a first model."""
@@ -169,38 +142,10 @@ class Folding:
         self._table = self._table or columns.table
         return columns
 
-    async def _model_chunks(
-        self, grid: Grid, means: AsyncGenerator[Mean], base: Path | None, made: Path
-    ) -> AsyncGenerator[bytes]:
-        framing = Framing(self._plan.codec.down.name, self._plan.codec.down.params)
-        mean = scratch_of(grid)
-        spans = read_vector(base, grid) if base else _zeros(grid)
-        file = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(file, grid.bytes)
-            async for write_mean, size in means:
-                yield await apart(size, self._seal, spans, write_mean, mean, framing, file)
-        finally:
-            os.close(file)
-
-    def _seal(
-        self,
-        spans: Iterator[tuple[Span, Vector]],
-        write_mean: Callable[[Vector], None],
-        mean: Vector,
-        framing: Framing,
-        file: int,
-    ) -> bytes:
-        """Encode the next span of the model, and write it down as whoever decodes it will have it."""
-        span, values = next(spans)
-        out = mean[: span.count]
-        write_mean(out)
-        out += values
-        data = framing.encode(span, out)
-        if not framing.is_exact(span):
-            framing.decode(data, chunk_digest(data), span, out)
-        write_span(file, span, out)
-        return data
+    def end(self, run: str) -> None:
+        """The run is over: let go of all, and delete what is kept as files for a next round."""
+        self.close()
+        self._publishing.end(run)
 
     async def _read_again(self, ref: RoundRef, update: AcceptedUpdate, round_: Round) -> ReadUpdate:
         table = self._table if self._base else None
@@ -219,10 +164,3 @@ def _keys(round_: Round) -> list[str]:
 
 def _attempt(update: AcceptedUpdate) -> Attempt:
     return update.worker, update.node, update.attempt
-
-
-def _zeros(grid: Grid) -> Iterator[tuple[Span, Vector]]:
-    zeros = scratch_of(grid)
-    zeros.fill(0.0)
-    for span in grid.spans:
-        yield span, zeros[: span.count]

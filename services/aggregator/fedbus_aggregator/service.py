@@ -272,6 +272,6 @@ class Aggregator:
         folding = self._foldings.get(ref.run)
         last = folding is not None and folding.is_last(ref.number, self._log.rounds[ref])
         if last:
-            self._foldings.pop(ref.run).close()
+            self._foldings.pop(ref.run).end(ref.run)
         self._log.forget(ref.run, ref.number + 1 if last else ref.number)
         self._setbacks.keep(self._log.rounds)

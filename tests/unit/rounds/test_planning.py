@@ -135,6 +135,16 @@ def test_a_task_that_no_worker_has_is_told_with_what_comes_near(offered: str, sa
     assert (obstacle.code, obstacle.reason) == ("task", said)
 
 
+@pytest.mark.parametrize(("up", "down"), [("int8", "dense"), ("dense", "int8"), ("auto", "int8")])
+def test_a_worker_needs_the_codecs_of_both_ways(up: str, down: str) -> None:
+    roster = _roster()
+    roster.hear(beat("w1").model_copy(update={"capabilities": _able("noop")}), NOW)
+    obstacle = roster.obstacle("w1", plan(codec={"up": up, "down": down}), NOW)
+    assert obstacle is not None
+    assert (obstacle.code, obstacle.reason) == ("codec", "codec int8 is not installed there")
+    assert roster.obstacle("w1", plan(codec={"up": "dense", "down": "dense"}), NOW) is None
+
+
 def test_a_round_keeps_who_could_not_be_a_member() -> None:
     roster = _roster("w1")
     roster.hear(beat("w2").model_copy(update={"capabilities": _able("other")}), NOW)
