@@ -20,7 +20,7 @@ from fedbus.runtime.service import fail, until_signal
 from fedbus_schemas.report import ErrorBody, ErrorReport
 
 from fedbus_worker.agent import Agent
-from fedbus_worker.connecting import connect, remind
+from fedbus_worker.connecting import connect
 from fedbus_worker.entering import enter
 from fedbus_worker.hosted import hosted, leave
 from fedbus_worker.offering import check_offers
@@ -166,14 +166,13 @@ async def _join(settings: JoinSettings) -> None:
             labels=settings.labels,
         )
         disk = DiskWatch(state.folder, "models and updates cannot be kept, and rounds are given up")
-        beside = [asyncio.create_task(work) for work in (remind(bus), follow(disk, _say))]
+        watching = asyncio.create_task(follow(disk, _say))
         try:
             await until_signal(agent.run())
             log.info("stopped")
         finally:
-            for task in beside:
-                task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             await bus.close()
     finally:
         await trainer.stop()

@@ -16,10 +16,10 @@ from typing import Any
 
 from fedbus_schemas.base import Payload
 
-from fedbus.base.errors import AuthRefused, BusUnavailable
-from fedbus.bus import link, wire
+from fedbus.base.errors import BusUnavailable, FedbusError
+from fedbus.bus import wire
 from fedbus.bus.credentials import Credentials
-from fedbus.bus.link import Deliver, Link
+from fedbus.bus.link import CONNECT_TIMEOUT_S, Deliver, Link
 from fedbus.bus.replies import Message
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class LeanLink(Link, asyncio.BufferedProtocol):
         self._pongs: deque[asyncio.Future[None] | None] = deque()
         self._room = asyncio.Event()
         self._room.set()
-        self._refused: str | None = None
+        self._why: FedbusError | None = None  # it is over
         self._ending = False  # our half is closed
         self._received = self._written = 0
 
@@ -77,7 +77,7 @@ class LeanLink(Link, asyncio.BufferedProtocol):
         mine = self._credentials
         host, _, port = mine.url.removeprefix("nats://").rpartition(":")
         try:
-            async with asyncio.timeout(link.CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 loop = asyncio.get_running_loop()
                 await loop.create_connection(lambda: self, host.strip("[]"), int(port))
                 await self._greeted
@@ -85,10 +85,8 @@ class LeanLink(Link, asyncio.BufferedProtocol):
                     raise BusUnavailable(f"{mine.url} wants TLS, which this client does not speak yet")
                 self._write(wire.connect(self._login()))
                 await self.round_trip()
-        except AuthRefused:
-            raise
         except TimeoutError:
-            raise BusUnavailable(f"{mine.url}: no answer in {link.CONNECT_TIMEOUT_S:g} s") from None
+            raise BusUnavailable(f"{mine.url}: no answer in {CONNECT_TIMEOUT_S:g} s") from None
         except OSError as error:
             raise BusUnavailable(f"{mine.url}: {error}") from error
 
@@ -182,8 +180,7 @@ class LeanLink(Link, asyncio.BufferedProtocol):
                 self._greeted.set_result(None)
         elif verb == b"-ERR":
             text = rest.decode(errors="replace").strip("' ")
-            if "authorization violation" in text.lower():
-                self._refused = f"{self._credentials.url} refuses the credential of {self._credentials.name}"
+            self._why = self._refusal(text) or self._why
             self._failed(BusUnavailable(text))
         elif verb != b"+OK":
             raise wire.ProtocolError(f"unknown verb {verb[:20]!r}")
@@ -223,11 +220,8 @@ class LeanLink(Link, asyncio.BufferedProtocol):
             return
         self._gone.set_result(None)
         self._room.set()
-        over = (
-            AuthRefused(self._refused)
-            if self._refused
-            else BusUnavailable(f"{self._credentials.url} closed the connection{f': {exc}' if exc else ''}")
-        )
+        closed = f"{self._credentials.url} closed the connection{f': {exc}' if exc else ''}"
+        over = self._why or BusUnavailable(closed)
         for wait in (self._greeted, *self._pongs):
             if wait is not None and not wait.done():
                 wait.set_exception(over)

@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 
-from fedbus.base.errors import AuthRefused, BusUnavailable
+from fedbus.base.errors import BusUnavailable
 from fedbus.bus.credentials import Credentials
 from fedbus.bus.link import CONNECT_TIMEOUT_S, Deliver, Link
 from fedbus.bus.replies import Message
@@ -155,9 +155,8 @@ class StockLink(Link):
         except (nats.errors.Error, OSError, TimeoutError) as error:
             absent = isinstance(error, nats.errors.NoServersError) and reported
             cause = reported[0] if absent else error
-            if "authorization violation" in str(cause).lower():
-                raise AuthRefused(f"{mine.url} refuses the credential of {mine.name}") from error
-            raise BusUnavailable(f"{mine.url}: {cause or type(cause).__name__}") from error
+            missing = BusUnavailable(f"{mine.url}: {cause or type(cause).__name__}")
+            raise self._refusal(str(cause)) or missing from error
 
     async def publish(
         self, subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None

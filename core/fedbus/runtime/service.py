@@ -72,7 +72,7 @@ def fail(error: FedbusError) -> NoReturn:
 
 async def _serve(name: str, settings: ServiceSettings, make: Callable[[Bus, Path | None], Service]) -> None:
     credentials = credentials_of(name, settings.dir, settings.url)
-    bus = await Bus.connect(credentials, wait_s=None)
+    bus = await Bus.connect(credentials, wait_s=None, refusals=None)
     try:
         # The planner is the first writer, so the storage is its to make.
         await (provision(bus) if name == "planner" else wait_provisioned(bus))
