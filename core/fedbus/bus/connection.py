@@ -83,6 +83,7 @@ class Bus:
 
         Raises:
             AuthRefused: the broker refused the credential so often.
+            TlsRefused, ConfigError: the broker is not to be trusted, or a setting is wrong.
             BusUnavailable: the broker was not reached in `wait_s`.
         """
         bus = cls(credentials, name or credentials.name)

@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 
-from fedbus.base.errors import AuthRefused, BusError
+from fedbus.base.errors import AuthRefused, BusError, ConfigError, TlsRefused
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +27,15 @@ class Trying:
     def __init__(self) -> None:
         self.last_error: str | None = None
         self.ended = False
+        self._was_open = False
         self._said: tuple[int, str] | None = None
         self._said_at = 0.0
 
     async def until_open(self, open_: Callable[[], Awaitable[None]], refusals: int | None = None) -> None:
         """Try until it works.
+
+        What only a person can mend, such as a certificate that is not trusted, ends the first trying at once;
+        a connection that was there before comes back when it is mended.
 
         Args:
             open_: one try.
@@ -39,6 +43,8 @@ class Trying:
 
         Raises:
             AuthRefused: it refused so often.
+            TlsRefused, ConfigError: there never was a connection, and with this broker and these settings
+                there will be none.
         """
         pause, longest = BACKOFF_S
         refused = 0
@@ -46,13 +52,16 @@ class Trying:
             try:
                 await open_()
                 self.last_error = self._said = None
+                self._was_open = True
                 return
             except AuthRefused as error:
                 refused += 1
                 if refusals is not None and refused >= refusals:
                     raise
                 self._note(error, logging.DEBUG if refused < REFUSALS else logging.WARNING)
-            except (BusError, OSError) as error:
+            except (BusError, ConfigError, OSError) as error:
+                if isinstance(error, TlsRefused | ConfigError) and not self._was_open:
+                    raise
                 refused = 0
                 self._note(error, logging.WARNING)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
