@@ -23,6 +23,12 @@ CA, OTHER_CA = (str(CERTIFICATES / name) for name in ("ca.pem", "other-ca.pem"))
 CA_TEXT = (CERTIFICATES / "ca.pem").read_text()
 
 
+def tls_block(certificate: str = "server", inside: str = "") -> str:
+    """What a server's configuration says of TLS."""
+    files = f'cert_file: "{CERTIFICATES / certificate}.pem"\nkey_file: "{CERTIFICATES / "server.key"}"'
+    return f"tls {{\n{files}\n{inside}\n}}\n"
+
+
 class Secured:
     """A nats-server with a `tls` block over the folder of a stack that was made, and stopped, before.
 
@@ -56,11 +62,10 @@ class Secured:
     def start(self, certificate: str = "server") -> None:
         """Start, or start again, with one of the certificates."""
         inside, beside = self._lines
-        files = f'cert_file: "{CERTIFICATES / certificate}.pem"\nkey_file: "{CERTIFICATES / "server.key"}"'
         plain = re.sub(
             r"(?m)^listen: .*$", f'listen: "{self.address}"', (self._home / "server.conf").read_text()
         )
-        self._config.write_text(f"{plain}{beside}\ntls {{\n{files}\n{inside}\n}}\n")
+        self._config.write_text(f"{plain}{beside}\n{tls_block(certificate, inside)}")
         self._server = launch(find_server(), self._home, self._config, self._held, 60.0)
 
     def kill(self) -> None:

@@ -33,6 +33,7 @@ class JoinSettings(Settings):
     """What `fedbus-worker join` is told."""
 
     url: str | None = None
+    ca: str | None = None
     name: str | None = None
     tasks: tuple[str, ...] = ()
     data: Path | None = None
@@ -52,6 +53,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("url", required=False)
+@click.option("--ca", metavar="FILE", help="Authority of the broker's certificate; demands TLS.")
 @click.option("--name", help="Name of this worker.  [default: host name and the first free number]")
 @click.option(
     "--task", "tasks", multiple=True, metavar="MODULE:CLASS", help="Offer a task beside those installed."
@@ -144,7 +146,7 @@ async def _join(settings: JoinSettings) -> None:
     url = settings.url or variable("FEDBUS_URL")
     await check_offers(settings.tasks, settings.python)
     root = settings.state or default_state()
-    state, credentials = await enter(root, url, settings.name, settings.dir)
+    state, credentials = await enter(root, url, settings.name, settings.dir, settings.ca or None)
     state.note(credentials.url, iso(SystemClock().now()))
     set_up(credentials.name)
     trainer = Trainer(

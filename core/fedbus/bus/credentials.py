@@ -100,6 +100,10 @@ class Credentials(BaseModel):
         where = f"{parts.scheme}://{bracketed(host)}:{port}"
         return cls(url=where, user=user, password=unquote(parts.password), ca=ca)
 
+    def trusting(self, ca: str | None) -> Self:
+        """The same with another CA; None: with the one that it has."""
+        return self if ca is None else self.model_copy(update={"ca": _lasting(ca)})
+
     def to_url(self) -> str:
         """One string with the secret in it, for the environment of a child process; the CA is not in it."""
         scheme, _, address = self.url.partition("://")
