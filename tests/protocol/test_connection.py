@@ -22,7 +22,7 @@ from nats.errors import SlowConsumerError
 from support.buses import buses, parties, until
 from support.natsd import Stack, broker
 from support.proxy import proxy
-from support.raw import raw
+from support.raw import raw, send_bytes
 
 MIB = 1 << 20
 
@@ -256,6 +256,40 @@ async def test_a_stored_header_is_no_status(stack: Stack) -> None:
             assert (message.data, message.status) == (b"", None)
             assert message.headers["Nats-Subject"] == subject
             assert int(message.headers["Nats-Sequence"]) > 1
+
+
+async def test_no_subject_and_no_header_deafens_a_service(stack: Stack) -> None:
+    """A worker chooses the end of its subjects, and its headers: nats-py stops at what is no text."""
+    run = f"deaf-{random_token()}"
+    heard: list[tuple[str, str | None]] = []
+    async with parties(stack, "aggregator") as (aggregator,):
+        link = aggregator.link
+        await aggregator.subscribe(
+            subjects.MANIFEST_COPIES,
+            lambda message: heard.append((message.subject, message.headers.get("X"))),
+        )
+        where = f"fb.update.{run}.1.A.0.".encode()
+        blocks = (
+            b"NATS/1.0\r\nX: \xff\r\n\r\n",
+            b"NATS/1.0 503 \xff\r\n\r\n",
+            b"NATS/1.0\r\nX: last\r\n\r\n",
+        )
+        tokens = (b"\xff", b"a\x0b1", b"last")
+        lines = [b"PUB %s%s.manifest 1\r\nx\r\n" % (where, token) for token in (b"\xfe", b"b\x0b1")]
+        for token, block in zip(tokens, blocks, strict=True):
+            sizes = (where, token, len(block), len(block) + 1)
+            lines.append(b"HPUB %s%s.manifest %d %d\r\n" % sizes + block + b"x\r\n")
+        await send_bytes(stack.credentials("A"), *lines)
+        await until(lambda: any(subject.endswith("last") for subject, _ in heard), "the last is heard")
+        assert aggregator.link is link
+    ours = f"fb.manifest.{run}.1.A.0."
+    assert heard == [
+        (f"{ours}\ufffd", None),
+        (f"{ours}b\x0b1", None),
+        (f"{ours}\ufffd", "\ufffd"),
+        (f"{ours}a\x0b1", None),
+        (f"{ours}last", "last"),
+    ]
 
 
 async def test_flush_means_processed(stack: Stack) -> None:

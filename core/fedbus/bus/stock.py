@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Mapping
 
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
@@ -14,6 +13,7 @@ from fedbus.base.errors import BusUnavailable
 from fedbus.bus.credentials import Credentials, bracketed
 from fedbus.bus.link import CONNECT_TIMEOUT_S, Deliver, Link
 from fedbus.bus.replies import Message
+from fedbus.bus.stockclient import StockClient
 from fedbus.bus.stockstream import Stream
 
 # Above two upload windows of 16 MiB, so that a publish never blocks on the client's own buffer.
@@ -32,7 +32,7 @@ class StockLink(Link):
         failed: Callable[[Exception], None],
     ) -> None:
         super().__init__(credentials, name, ended, failed)
-        self.client = Client()
+        self.client = StockClient()
         self._stream = self.client._transport = Stream(self._credentials, self._wait_sent)
         self._subscriptions: dict[int, Subscription] = {}
 
