@@ -135,7 +135,8 @@ async def test_a_broken_download_goes_on_with_the_chunks_it_had(stack: Stack, tm
         breaks.cancel()
         await asyncio.gather(breaks, return_exceptions=True)
         bus.most = None
-        check(await asyncio.wait_for(waits, 10), values)
+        async with asyncio.timeout(10):
+            check(await waits, values)
         assert bus.chunks == CHUNKS
 
 
