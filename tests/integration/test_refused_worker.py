@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from fedbus.base.errors import AuthRefused
-from fedbus.bus import Credentials
-from fedbus_worker.connecting import connect, remind
+from fedbus.bus import Credentials, trying
+from fedbus_worker.connecting import connect
 from support.buses import until
 from support.natsd import Stack, broker
 
@@ -32,7 +32,7 @@ def put_back(stack: Stack, accounts: str) -> None:
 async def test_a_first_connection_that_is_refused_again_and_again_is_an_error(stack: Stack) -> None:
     unknown = stack.credentials("taken-away").model_copy(update={"password": "of-another-federation"})
     with pytest.raises(AuthRefused, match="refuses the credential of taken-away again and again") as caught:
-        await connect(unknown, refusals=3, pause_s=0.0)
+        await connect(unknown, refusals=4)
     assert "invitation" in (caught.value.hint or "")
 
 
@@ -42,12 +42,13 @@ async def test_a_broker_that_is_not_there_and_then_refuses_for_a_moment_ends_nob
     async with broker(tmp_path) as stack:
         worker = stack.credentials("patient")
         await asyncio.to_thread(stack.kill)
-        connecting = asyncio.create_task(connect(worker, pause_s=0.01))
+        connecting = asyncio.create_task(connect(worker))
         await until(lambda: "broker not available" in caplog.text, "it has met nobody")
         await asyncio.to_thread(stack.restart)
         before = take_away(stack, worker)
         await until(
-            lambda: connecting.done() or "asking again" in caplog.text, "it is refused, or was faster"
+            lambda: connecting.done() or "refuses the credential" in caplog.text,
+            "it is refused, or was faster",
         )
         put_back(stack, before)
         bus = await connecting
@@ -57,16 +58,15 @@ async def test_a_broker_that_is_not_there_and_then_refuses_for_a_moment_ends_nob
 
 
 async def test_a_worker_that_was_in_tries_on_and_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.WARNING)
+    monkeypatch.setattr(trying, "REMIND_S", 0.01)
     async with broker(tmp_path) as stack:
         bus = await connect(stack.credentials("w"))
-        reminding = asyncio.create_task(remind(bus, every_s=0.01))
         before = take_away(stack, bus.credentials)
-        said = f"still not connected to {stack.url}, trying on: {stack.url} refuses the credential of w"
+        said = f"broker not available, trying on: {stack.url} refuses the credential of w"
         await until(lambda: caplog.text.count(said) > 1, "it says so more than once")
         put_back(stack, before)
         await bus.wait_up()
-        reminding.cancel()
         await bus.close()

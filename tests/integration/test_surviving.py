@@ -171,7 +171,7 @@ async def test_a_service_starts_while_the_broker_is_away(
         await parties.script("a", honest(ONES))
         await asyncio.to_thread(own.kill)
         bus = Bus(own.credentials(identity), identity)
-        connecting = asyncio.create_task(bus._open_with_backoff(refused_is_final=False))
+        connecting = asyncio.create_task(bus._trying.until_open(bus._open))
         serving = asyncio.create_task(service(bus).run())
         await asyncio.to_thread(own.restart)
         try:

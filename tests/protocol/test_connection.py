@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -22,7 +23,7 @@ from nats.errors import SlowConsumerError
 from support.buses import buses, parties, until
 from support.natsd import Stack, broker
 from support.proxy import proxy
-from support.raw import raw
+from support.raw import raw, send_bytes
 
 MIB = 1 << 20
 
@@ -77,7 +78,8 @@ async def test_a_mute_server_is_an_error_in_time() -> None:
     port = server.sockets[0].getsockname()[1]
     with pytest.raises(BusUnavailable):
         await Bus.connect(nowhere().model_copy(update={"url": f"nats://127.0.0.1:{port}"}), wait_s=0.3)
-    await asyncio.wait_for(ended.wait(), 5)
+    async with asyncio.timeout(5):
+        await ended.wait()
     server.close()
 
 
@@ -155,7 +157,8 @@ async def test_a_credential_taken_away_and_given_back(tmp_path: Path) -> None:
         )
         config.write_text(allowed)
         os.kill(own.broker.pid, signal.SIGHUP)
-        await asyncio.wait_for(worker.wait_up(), 10)
+        async with asyncio.timeout(10):
+            await worker.wait_up()
         await worker.flush()
 
 
@@ -250,12 +253,47 @@ async def test_a_stored_header_is_no_status(stack: Stack) -> None:
     async with parties(stack, "w-status", "aggregator") as (worker, aggregator):
         for status in ("503", "404"):
             subject = chunk_of("w-status", "manifest")
-            forged = {"Status": status, "Nats-Sequence": "1", "Nats-Subject": "fb.forged"}
-            await worker.request(subject, b"", headers=forged)
-            message = await asyncio.wait_for(get(aggregator, subjects.UPDATES, subject), 5)
+            forged = {"Status": status, "Nats-Sequence": "1000000", "Nats-Subject": "fb.forged"}
+            stored = json.loads((await worker.request(subject, b"", headers=forged)).data)
+            async with asyncio.timeout(5):
+                message = await get(aggregator, subjects.UPDATES, subject)
             assert (message.data, message.status) == (b"", None)
             assert message.headers["Nats-Subject"] == subject
-            assert int(message.headers["Nats-Sequence"]) > 1
+            assert int(message.headers["Nats-Sequence"]) == stored["seq"] < 1000000
+
+
+async def test_no_subject_and_no_header_deafens_a_service(stack: Stack) -> None:
+    """A worker chooses the end of its subjects, and its headers: nats-py stops at what is no text."""
+    run = f"deaf-{random_token()}"
+    heard: list[tuple[str, str | None]] = []
+    async with parties(stack, "aggregator") as (aggregator,):
+        link = aggregator.link
+        await aggregator.subscribe(
+            subjects.MANIFEST_COPIES,
+            lambda message: heard.append((message.subject, message.headers.get("X"))),
+        )
+        where = f"fb.update.{run}.1.A.0.".encode()
+        blocks = (
+            b"NATS/1.0\r\nX: \xff\r\n\r\n",
+            b"NATS/1.0 503 \xff\r\n\r\n",
+            b"NATS/1.0\r\nX: last\r\n\r\n",
+        )
+        tokens = (b"\xff", b"a\x0b1", b"last")
+        lines = [b"PUB %s%s.manifest 1\r\nx\r\n" % (where, token) for token in (b"\xfe", b"b\x0b1")]
+        for token, block in zip(tokens, blocks, strict=True):
+            sizes = (where, token, len(block), len(block) + 1)
+            lines.append(b"HPUB %s%s.manifest %d %d\r\n" % sizes + block + b"x\r\n")
+        await send_bytes(stack.credentials("A"), *lines)
+        await until(lambda: any(subject.endswith("last") for subject, _ in heard), "the last is heard")
+        assert aggregator.link is link
+    ours = f"fb.manifest.{run}.1.A.0."
+    assert heard == [
+        (f"{ours}\ufffd", None),
+        (f"{ours}b\x0b1", None),
+        (f"{ours}\ufffd", "\ufffd"),
+        (f"{ours}a\x0b1", None),
+        (f"{ours}last", "last"),
+    ]
 
 
 async def test_flush_means_processed(stack: Stack) -> None:
@@ -322,7 +360,8 @@ async def test_a_half_open_link_is_noticed(stack: Stack, monkeypatch: pytest.Mon
             assert {type(each) for each in failed} <= {BusUnavailable}
             between.cut()
             between.flowing.set()
-            await asyncio.wait_for(worker.wait_up(), 10)
+            async with asyncio.timeout(10):
+                await worker.wait_up()
             await worker.flush()
             assert worker.link is not link
 

@@ -208,7 +208,8 @@ async def test_a_lost_acknowledgement_is_recognised(stack: Stack) -> None:
         assert not appending.done()
         between.cut()
         between.answering.set()
-        assert await asyncio.wait_for(appending, 10) is True
+        async with asyncio.timeout(10):
+            assert await appending is True
         assert await stored(evaluator, ref) == 1
 
 
@@ -224,7 +225,8 @@ async def test_a_write_that_never_arrived_is_no_success(stack: Stack) -> None:
         await asyncio.sleep(0)
         between.cut()
         between.flowing.set()
-        assert await asyncio.wait_for(appending, 10) is False
+        async with asyncio.timeout(10):
+            assert await appending is False
         assert await stored(planner, ref) == 0
         assert await mine.append(ref, "planner", opened()) is True
 

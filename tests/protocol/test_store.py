@@ -125,7 +125,8 @@ async def test_a_lost_acknowledgement_is_made_up_for(stack: Stack) -> None:
         assert not sending.done()
         between.cut()
         between.answering.set()
-        await asyncio.wait_for(sending, 10)
+        async with asyncio.timeout(10):
+            await sending
         assert stored == b"bytes"
         assert await list_subjects(aggregator, UPDATES, subject) == {subject: 1}
 
@@ -256,7 +257,8 @@ async def test_full_waits_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytes
         await Publisher(worker).put(f"{old}0", payload(0))
         assert not sending.done()
         assert await purge(planner, UPDATES, f"{old}*") == 3
-        await asyncio.wait_for(sending, 10)
+        async with asyncio.timeout(10):
+            await sending
         assert publisher.full is None
         assert await list_subjects(planner, UPDATES, f"{new}*") == {f"{new}{i}": 1 for i in range(3)}
         assert await purge(planner, UPDATES, f"{old}*") == 0

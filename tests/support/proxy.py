@@ -46,9 +46,14 @@ class Proxy:
         for writer in list(self._writers):
             writer.transport.abort()
 
+    def inject(self, data: bytes) -> None:
+        """Write bytes of our own towards every client and every broker."""
+        for writer in list(self._writers):
+            writer.write(data)
+
     def credentials(self, of: Credentials) -> Credentials:
         """The same identity, by way of this proxy."""
-        return of.model_copy(update={"url": f"nats://127.0.0.1:{self.port}"})
+        return of.model_copy(update={"url": f"{urlsplit(of.url).scheme}://127.0.0.1:{self.port}"})
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.links += 1

@@ -90,10 +90,13 @@ async def raw(credentials: Credentials) -> AsyncIterator[Raw]:
 
 async def publish_bytes(credentials: Credentials, *subjects: bytes) -> None:
     """Publish a letter on subjects of any bytes, which no client does; return once it is processed."""
-    host, _, port = credentials.url.removeprefix("nats://").rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    login = {"user": credentials.user, "pass": credentials.password, "verbose": False}
-    lines = [b"PUB " + subject + b" 1\r\nx\r\n" for subject in subjects]
+    await send_bytes(credentials, *(b"PUB " + subject + b" 1\r\nx\r\n" for subject in subjects))
+
+
+async def send_bytes(credentials: Credentials, *lines: bytes) -> None:
+    """Log in and write lines of the protocol; return once they are processed."""
+    reader, writer = await asyncio.open_connection(credentials.host, credentials.port)
+    login = {"user": credentials.user, "pass": credentials.password, "verbose": False, "headers": True}
     writer.write(b"CONNECT " + json.dumps(login).encode() + b"\r\n" + b"".join(lines) + b"PING\r\n")
     while (line := await reader.readline()) != b"PONG\r\n":
         assert line.startswith(b"INFO "), line

@@ -87,6 +87,23 @@ def test_what_the_broker_says_beside_messages() -> None:
     ]
 
 
+def test_what_comes_behind_a_line_can_be_cut_off() -> None:
+    """Behind a greeting that begins TLS nothing in clear text counts."""
+    rest = b""
+
+    def control(verb: bytes, _: bytes) -> None:
+        nonlocal rest
+        assert verb == b"INFO"
+        rest = reader.take_rest()
+
+    reader = wire.Reader(lambda *_: pytest.fail("a message"), control)
+    stream = b"INFO {}\r\n-ERR 'no'\r\nMSG a 1 2\r\nhi\r\n"
+    reader.buffer()[: len(stream)] = stream
+    reader.received(len(stream))
+    assert rest == stream.removeprefix(b"INFO {}\r\n")
+    assert len(reader.buffer()) == wire.BUFFER
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -20,7 +20,7 @@ from fedbus.runtime.service import fail, until_signal
 from fedbus_schemas.report import ErrorBody, ErrorReport
 
 from fedbus_worker.agent import Agent
-from fedbus_worker.connecting import connect, remind
+from fedbus_worker.connecting import connect
 from fedbus_worker.entering import enter
 from fedbus_worker.hosted import hosted, leave
 from fedbus_worker.offering import check_offers
@@ -33,6 +33,7 @@ class JoinSettings(Settings):
     """What `fedbus-worker join` is told."""
 
     url: str | None = None
+    ca: str | None = None
     name: str | None = None
     tasks: tuple[str, ...] = ()
     data: Path | None = None
@@ -52,6 +53,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("url", required=False)
+@click.option("--ca", metavar="FILE", help="Authority of the broker's certificate; demands TLS.")
 @click.option("--name", help="Name of this worker.  [default: host name and the first free number]")
 @click.option(
     "--task", "tasks", multiple=True, metavar="MODULE:CLASS", help="Offer a task beside those installed."
@@ -144,7 +146,7 @@ async def _join(settings: JoinSettings) -> None:
     url = settings.url or variable("FEDBUS_URL")
     await check_offers(settings.tasks, settings.python)
     root = settings.state or default_state()
-    state, credentials = await enter(root, url, settings.name, settings.dir)
+    state, credentials = await enter(root, url, settings.name, settings.dir, settings.ca or None)
     state.note(credentials.url, iso(SystemClock().now()))
     set_up(credentials.name)
     trainer = Trainer(
@@ -166,14 +168,13 @@ async def _join(settings: JoinSettings) -> None:
             labels=settings.labels,
         )
         disk = DiskWatch(state.folder, "models and updates cannot be kept, and rounds are given up")
-        beside = [asyncio.create_task(work) for work in (remind(bus), follow(disk, _say))]
+        watching = asyncio.create_task(follow(disk, _say))
         try:
             await until_signal(agent.run())
             log.info("stopped")
         finally:
-            for task in beside:
-                task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             await bus.close()
     finally:
         await trainer.stop()

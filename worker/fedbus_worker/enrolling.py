@@ -84,12 +84,15 @@ async def enrol(folder: Path, string: JoinString) -> Credentials:
         BusUnavailable, NotAcked: nobody answers.
     """
     saved = _read(folder / CREDENTIAL_FILE)
-    if saved is not None and await _probe(saved.credentials) is not Answer.REFUSED:
-        return saved.credentials
+    if saved is not None:
+        known = saved.credentials.trusting(string.ca)
+        if await _probe(known) is not Answer.REFUSED:
+            return known
     wish = _read(folder / PENDING_FILE)
     if wish is None or wish.invite != string.invite:
         own = Credentials(url=string.url, user=folder.name, password=secrets.token_urlsafe(32))
         wish = Enrolment(credentials=own, invite=string.invite)
+    wish = wish.model_copy(update={"credentials": wish.credentials.trusting(string.ca)})
     try:
         joined = await _ask(string, wish, folder / PENDING_FILE)
         log.info("let in from %s as %s", joined.site, joined.worker)

@@ -11,7 +11,7 @@ from fedbus.base.errors import ConfigError, NameTaken
 from fedbus.bus import Credentials
 from fedbus.bus.joinstring import JoinString, is_meant, spoken
 from fedbus.runtime.broker import add_worker
-from fedbus.runtime.identity import stack_folder
+from fedbus.runtime.identity import refuse_ca, stack_folder
 from fedbus.runtime.stackfile import read_stack
 
 from fedbus_worker.enrolling import enrol, enrolled, is_enrolled, saved_by
@@ -23,16 +23,17 @@ _HOW = "fedbus-worker join 'fedbus://HOST:PORT/#...', as `fedbus invite create` 
 
 
 async def enter(
-    root: Path, url: str | None, name: str | None, folder: Path | None
+    root: Path, url: str | None, name: str | None, folder: Path | None, ca: str | None = None
 ) -> tuple[WorkerState, Credentials]:
     """The worker's locked folder and its credential.
 
     Args:
         root: the state root.
-        url: a join string, or `nats://` with or without name and password; None: the local stack, or else
-            what an earlier join saved.
+        url: a join string, or `nats://` or `tls://` with or without name and password; None: the local
+            stack, or else what an earlier join saved.
         name: the worker's name; None: that of an earlier join, of the URL, or a free one.
         folder: the local stack's.
+        ca: authority that signed the broker's certificate; None: that of an earlier join.
 
     Raises:
         ConfigError: there is nothing to join, or the name is in use on this host.
@@ -40,8 +41,8 @@ async def enter(
         BusUnavailable: nobody answers.
     """
     if url and is_meant(url):
-        return await _by_invitation(root, JoinString.parse(url), name)
-    return await asyncio.to_thread(_by_credential, root, url, name, folder)
+        return await _by_invitation(root, JoinString.parse(url).trusting(ca), name)
+    return await asyncio.to_thread(_by_credential, root, url, name, folder, ca)
 
 
 async def _by_invitation(root: Path, string: JoinString, name: str | None) -> tuple[WorkerState, Credentials]:
@@ -81,23 +82,26 @@ def _seat(root: Path, federation: str, invite: str, name: str | None, taken: set
 
 
 def _by_credential(
-    root: Path, url: str | None, name: str | None, folder: Path | None
+    root: Path, url: str | None, name: str | None, folder: Path | None, ca: str | None
 ) -> tuple[WorkerState, Credentials]:
     if url and urlsplit(url).username:
-        credentials = Credentials.from_url(url)
+        credentials = Credentials.from_url(url, ca)
         if name not in (None, credentials.name):
             raise ConfigError(f"--name {name} is not the URL's user {credentials.name}")
         return claim(root, urlsplit(credentials.url).netloc, credentials.name), credentials
     home = stack_folder(folder)
     stack = None if url else read_stack(home)
     if stack is not None:
+        refuse_ca(ca, home)
         state = claim(root, urlsplit(stack.url).netloc, name)
         return state, add_worker(home, state.folder.name)
     where = federation_folder(root, urlsplit(url).netloc) if url else None
     known = [path for path in enrolled(root) if name in (None, path.name) and where in (None, path.parent)]
     if len(known) == 1:
-        state = WorkerState(known[0])
-        return state, enrolled(root)[known[0]]
+        found = enrolled(root)[known[0]].trusting(ca)
+        if url and urlsplit(url).scheme == "tls":
+            found = found.model_copy(update={"url": f"tls://{urlsplit(found.url).netloc}"})
+        return WorkerState(known[0]), found
     if known:
         names = ", ".join(f"{path.name} at {found.url}" for path, found in enrolled(root).items())
         raise ConfigError(

@@ -136,23 +136,33 @@ class Connection:
         self.close()
 
 
-def connect(url: str | None = None, dir: str | Path | None = None) -> Connection:
+def connect(
+    url: str | None = None, dir: str | Path | None = None, ca: str | Path | None = None
+) -> Connection:
     """Connect to a federation as its operator.
 
     Args:
-        url: `nats://operator:password@host:port`; FEDBUS_URL by default.
+        url: `nats://operator:password@host:port`, or `tls://`, which demands TLS; FEDBUS_URL by default.
         dir: folder of a stack on this machine; FEDBUS_DIR, else `./.fedbus` by default.
+        ca: authority that signed the broker's certificate, a file or PEM text; FEDBUS_CA by default, else
+            those that this system trusts. Demands TLS.
 
     Raises:
-        ConfigError: there is neither a URL nor a stack.
-        AuthRefused, BusUnavailable: the broker does not let us in, or is not there.
+        ConfigError: there is neither a URL nor a stack, or the CA cannot be read.
+        AuthRefused, TlsRefused, BusUnavailable: the broker does not let us in, does not prove who it is, or
+            is not there.
     """
-    return Connection(credentials_of("operator", Path(dir) if dir else None, url))
+    return Connection(_operator(url, dir, ca))
 
 
 @asynccontextmanager
-async def connect_async(url: str | None = None, dir: str | Path | None = None) -> AsyncIterator[Federation]:
+async def connect_async(
+    url: str | None = None, dir: str | Path | None = None, ca: str | Path | None = None
+) -> AsyncIterator[Federation]:
     """`connect` for asynchronous code: an asynchronous context that gives a `Federation`."""
-    credentials = credentials_of("operator", Path(dir) if dir else None, url)
-    async with await Federation.connect(credentials) as federation:
+    async with await Federation.connect(_operator(url, dir, ca)) as federation:
         yield federation
+
+
+def _operator(url: str | None, dir: str | Path | None, ca: str | Path | None) -> Credentials:
+    return credentials_of("operator", Path(dir) if dir else None, url, str(ca) if ca else None)

@@ -7,8 +7,8 @@
       RoundError              30  PlanRefused, UnknownName, UnknownRun, RunAborted, RunEnded,
                                   UnknownModel, ModelRefused
       CodecError              40  ChunkRefused, DigestMismatch
-      BusError                50  BusUnavailable, AuthRefused, NotAcked, StreamFull, StreamMissing,
-                                  PayloadTooLarge, ServerTooOld
+      BusError                50  BusUnavailable, AuthRefused, TlsRefused, NotAcked, StreamFull,
+                                  StreamMissing, PayloadTooLarge, ServerTooOld
       EnrolmentError          60  InviteRefused, UnknownInvite, NameTaken, UnknownWorker
       TaskError               70  TaskMissing, TaskFailed, ChildDied: the user's training code, not ours
 
@@ -127,6 +127,10 @@ class BusUnavailable(BusError):
 
 class AuthRefused(BusError):
     """The broker refuses this credential."""
+
+
+class TlsRefused(BusError):
+    """The broker does not prove who it is."""
 
 
 class NotAcked(BusError):

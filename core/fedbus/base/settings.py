@@ -16,7 +16,8 @@ S = TypeVar("S", bound="Settings")
 # Every FEDBUS_* variable of any process, so that a misspelt one is an error everywhere.
 VARIABLES: dict[str, str] = {
     "FEDBUS_DIR": "folder of the local stack (default ./.fedbus)",
-    "FEDBUS_URL": "broker to connect to, credentials included: nats://user:password@host:4222",
+    "FEDBUS_URL": "broker to connect to, credentials included: nats://user:password@host:4222, or tls://",
+    "FEDBUS_CA": "certificate of the authority that signed the broker's, a file or PEM text; demands TLS",
     "FEDBUS_NATS_SERVER": "path of a nats-server binary to embed instead of the shipped one",
     "FEDBUS_CLIENT": "lean or nats-py: what speaks to the broker (default lean)",
     "FEDBUS_STATE": "folder for a worker's spool and cache",

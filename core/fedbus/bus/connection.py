@@ -22,14 +22,13 @@ from fedbus.bus.credentials import Credentials
 from fedbus.bus.lean import LeanLink
 from fedbus.bus.link import Link
 from fedbus.bus.replies import Message, Replies
+from fedbus.bus.trying import BACKOFF_S, REFUSALS, Trying
 
 __all__ = ["Bus", "Message"]
 
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 5.0
-BACKOFF_S = (0.05, 2.0)  # first and longest pause between tries, before jitter
-REFUSALS = 3
 # What the broker counts against max_payload besides the payload: our headers take under 300 bytes.
 HEADER_ROOM = 4096
 CLIENTS = ("lean", "nats-py")
@@ -63,11 +62,16 @@ class Bus:
         self._subscriptions: list[Subscription] = []
         self._hooks: list[Hook] = []
         self._replies = Replies()
-        self.last_error: str | None = None
+        self._trying = Trying()
 
     @classmethod
     async def connect(
-        cls, credentials: Credentials, *, name: str | None = None, wait_s: float | None = 10.0
+        cls,
+        credentials: Credentials,
+        *,
+        name: str | None = None,
+        wait_s: float | None = 10.0,
+        refusals: int | None = REFUSALS,
     ) -> Bus:
         """Connect.
 
@@ -75,15 +79,17 @@ class Bus:
             credentials: where and as whom.
             name: shown in the broker's monitoring; the identity by default.
             wait_s: how long to try an absent broker; None: as long as it takes.
+            refusals: how often in a row the broker may refuse the credential; None: any number.
 
         Raises:
-            AuthRefused: the broker refuses the credential.
+            AuthRefused: the broker refused the credential so often.
+            TlsRefused, ConfigError: the broker is not to be trusted, or a setting is wrong.
             BusUnavailable: the broker was not reached in `wait_s`.
         """
         bus = cls(credentials, name or credentials.name)
         try:
             async with asyncio.timeout(wait_s):
-                await bus._open_with_backoff(refused_is_final=wait_s is not None)
+                await bus._trying.until_open(bus._open, refusals)
         except TimeoutError:
             raise BusUnavailable(
                 f"no broker at {credentials.url} within {wait_s:g} s: {bus.last_error or 'no answer'}",
@@ -95,6 +101,11 @@ class Bus:
     def connected(self) -> bool:
         """Whether there is a live connection now."""
         return self._up.is_set()
+
+    @property
+    def last_error(self) -> str | None:
+        """Why there is no connection, as the last try found."""
+        return self._trying.last_error
 
     @property
     def max_message(self) -> int:
@@ -120,7 +131,7 @@ class Bus:
 
     async def close(self) -> None:
         """Close for good; pending requests fail."""
-        self._closing = True
+        self._closing = self._trying.ended = True
         link, self._link = self._link, None
         self._up.clear()
         ending = [*self._tasks, *([self._reopening] if self._reopening else [])]
@@ -287,31 +298,6 @@ class Bus:
                 f"the broker takes {self.max_message} and {HEADER_ROOM}"
             )
 
-    async def _open_with_backoff(self, *, refused_is_final: bool) -> None:
-        pause, longest = BACKOFF_S
-        refused = 0
-        while not self._closing:
-            try:
-                await self._open()
-                return
-            except AuthRefused as error:
-                # A broker that starts, or reads its accounts anew, may refuse for a moment. Said
-                # again and again it is an answer, at the prompt at least.
-                refused += 1
-                if refused_is_final and refused >= REFUSALS:
-                    raise
-                self._note(error, logging.DEBUG if refused_is_final else logging.WARNING)
-            except (BusError, OSError) as error:
-                self._note(error)
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, longest)
-
-    def _note(self, error: Exception, level: int = logging.WARNING) -> None:
-        text = str(error) or type(error).__name__
-        if text != self.last_error:
-            log.log(level, "broker not available: %s", text, extra={"action": "connect"})
-        self.last_error = text
-
     async def _open(self) -> None:
         link = _client()(self.credentials, self._name, self._lost, self._report)
         inbox = f"{self.credentials.inbox_prefix}.r.{random.getrandbits(64):016x}"
@@ -327,7 +313,7 @@ class Bus:
             await link.close()
             raise
         # From here on `_lost` answers for this link; nothing awaits between the check and this.
-        self._link, self._inbox, self.last_error = link, inbox, None
+        self._link, self._inbox = link, inbox
         self._up.set()
         self._start(link.watch())
         self._start(self._renew(link, self._hooks))
@@ -379,7 +365,7 @@ class Bus:
 
     async def _reopen(self, before: Link) -> None:
         await before.close()
-        await self._open_with_backoff(refused_is_final=False)
+        await self._trying.until_open(self._open)
         log.info("connected to %s again", self.credentials.url, extra={"action": "reconnect"})
 
 

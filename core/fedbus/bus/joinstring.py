@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 from urllib.parse import SplitResult, urlsplit
 
@@ -20,14 +20,16 @@ class JoinString:
     """Where to join, and by which invitation. The secret shows in `to_text` only.
 
     Attributes:
-        url: `nats://host:port`.
+        url: `nats://host:port`, or `tls://`; it is not said in the text which.
         invite: the invitation's id.
         secret: its secret.
+        ca: as that of `Credentials`; not in the text.
     """
 
     url: str
     invite: str
     secret: str = field(repr=False)
+    ca: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -63,11 +65,15 @@ class JoinString:
     @property
     def credentials(self) -> Credentials:
         """How the holder of the invitation connects, to ask to be let in and for nothing else."""
-        return Credentials(url=self.url, user=invite_user(self.invite), password=self.secret)
+        return Credentials(url=self.url, user=invite_user(self.invite), password=self.secret, ca=self.ca)
+
+    def trusting(self, ca: str | None) -> Self:
+        """The same for a broker whose certificate that authority signed; None: nothing is said of it."""
+        return replace(self, ca=ca)
 
     def to_text(self) -> str:
         """The string itself, with the secret in it."""
-        return f"{SCHEME}{self.url.removeprefix('nats://')}/#{self.invite}.{self.secret}"
+        return f"{SCHEME}{self.url.partition('://')[2]}/#{self.invite}.{self.secret}"
 
 
 def is_meant(text: str) -> bool:

@@ -16,10 +16,10 @@ from typing import Any
 
 from fedbus_schemas.base import Payload
 
-from fedbus.base.errors import AuthRefused, BusUnavailable
-from fedbus.bus import link, wire
+from fedbus.base.errors import BusUnavailable, FedbusError
+from fedbus.bus import tls, wire
 from fedbus.bus.credentials import Credentials
-from fedbus.bus.link import Deliver, Link
+from fedbus.bus.link import CONNECT_TIMEOUT_S, Deliver, Link
 from fedbus.bus.replies import Message
 
 log = logging.getLogger(__name__)
@@ -47,12 +47,14 @@ class LeanLink(Link, asyncio.BufferedProtocol):
         self._deliver: dict[int, Deliver] = {}
         self._last_sid = 0
         self._info: dict[str, Any] = {}
-        self._greeted: asyncio.Future[None] = loop.create_future()
+        self._tls: tls.Tls | None = None
+        self._sealed = memoryview(b"")  # what comes from the socket, where that is not what is read
+        self._greeted: asyncio.Future[None] = loop.create_future()  # and safe, where that is wanted
         self._gone: asyncio.Future[None] = loop.create_future()
         self._pongs: deque[asyncio.Future[None] | None] = deque()
         self._room = asyncio.Event()
         self._room.set()
-        self._refused: str | None = None
+        self._why: FedbusError | None = None  # it is over
         self._ending = False  # our half is closed
         self._received = self._written = 0
 
@@ -77,20 +79,15 @@ class LeanLink(Link, asyncio.BufferedProtocol):
 
     async def open(self) -> None:
         mine = self._credentials
-        host, _, port = mine.url.removeprefix("nats://").rpartition(":")
         try:
-            async with asyncio.timeout(link.CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 loop = asyncio.get_running_loop()
-                await loop.create_connection(lambda: self, host.strip("[]"), int(port))
+                await loop.create_connection(lambda: self, mine.host, mine.port)
                 await self._greeted
-                if self._info.get("tls_required"):
-                    raise BusUnavailable(f"{mine.url} wants TLS, which this client does not speak yet")
                 self._write(wire.connect(self._login()))
                 await self.round_trip()
-        except AuthRefused:
-            raise
         except TimeoutError:
-            raise BusUnavailable(f"{mine.url}: no answer in {link.CONNECT_TIMEOUT_S:g} s") from None
+            raise BusUnavailable(f"{mine.url}: no answer in {CONNECT_TIMEOUT_S:g} s") from None
         except OSError as error:
             raise BusUnavailable(f"{mine.url}: {error}") from error
 
@@ -103,9 +100,7 @@ class LeanLink(Link, asyncio.BufferedProtocol):
         if len(data) < JOINED_BYTES:
             self._write(b"".join((head, data, wire.END)))
         else:
-            self._write(head)
-            self._write(data)
-            self._write(wire.END)
+            self._write(head, data, wire.END)
 
     async def subscribe(self, subject: str, deliver: Deliver, queue: str = "") -> int:
         self._last_sid += 1
@@ -131,6 +126,8 @@ class LeanLink(Link, asyncio.BufferedProtocol):
             # while something unread lies in it would throw away what is still on its way out.
             if not self._ending and not self._transport.is_closing():
                 self._ending = True
+                if self._tls is not None:
+                    self._transport.write(self._tls.farewell())
                 self._transport.write_eof()
             await self._wait_sent(self._gone)
 
@@ -157,11 +154,12 @@ class LeanLink(Link, asyncio.BufferedProtocol):
             "pass": self._credentials.password,
         }
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, *parts: bytes) -> None:
         if self._transport is None or self._ending or self._gone.done() or self._transport.is_closing():
             raise BusUnavailable("the connection to the broker is over")
-        self._written += len(data)
-        self._transport.write(data)
+        for part in parts if self._tls is None else (self._tls.encrypt(*parts),):
+            self._written += len(part)
+            self._transport.write(part)
 
     # What the broker sends
 
@@ -181,14 +179,42 @@ class LeanLink(Link, asyncio.BufferedProtocol):
             # The broker repeats it when its cluster changes.
             self._info = dict(json.loads(rest))
             if not self._greeted.done():
-                self._greeted.set_result(None)
+                if tls.is_wanted(self._credentials, self._info):
+                    self._secure()
+                else:
+                    self._greeted.set_result(None)
         elif verb == b"-ERR":
             text = rest.decode(errors="replace").strip("' ")
-            if "authorization violation" in text.lower():
-                self._refused = f"{self._credentials.url} refuses the credential of {self._credentials.name}"
+            self._why = self._refusal(text) or self._why
             self._failed(BusUnavailable(text))
         elif verb != b"+OK":
             raise wire.ProtocolError(f"unknown verb {verb[:20]!r}")
+
+    def _secure(self) -> None:
+        """Speak TLS from here on. What came in clear text behind the greeting is not read as such."""
+        self._tls = tls.Tls(self._credentials)
+        self._sealed = memoryview(bytearray(wire.BUFFER))
+        self._tls.received(self._reader.take_rest())
+        self._unseal()
+
+    def _unseal(self) -> None:
+        assert self._tls is not None
+        assert self._transport is not None
+        try:
+            if not self._greeted.done() and self._tls.shake():
+                self._greeted.set_result(None)
+            if self._greeted.done():
+                while count := self._tls.read(self._reader.buffer()):
+                    self._reader.received(count)
+        finally:
+            if answer := self._tls.unsent():
+                self._transport.write(answer)
+
+    def _give_up(self, why: FedbusError) -> None:
+        if self._greeted.done():  # else `open` raises it
+            log.warning("%s", why)
+        self._why = self._why or why
+        self.abort()
 
     # What asyncio calls
 
@@ -200,16 +226,21 @@ class LeanLink(Link, asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
-        return self._reader.buffer()
+        return self._reader.buffer() if self._tls is None else self._sealed
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes came."""
         self._received += nbytes
         try:
-            self._reader.received(nbytes)
+            if self._tls is None:
+                self._reader.received(nbytes)
+            elif not self._ending:  # a cipher that said farewell reads no more
+                self._tls.received(self._sealed[:nbytes])
+                self._unseal()
+        except FedbusError as error:
+            self._give_up(error)
         except (wire.ProtocolError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s does not speak NATS: %s", self._credentials.url, error)
-            self.abort()
+            self._give_up(BusUnavailable(f"{self._credentials.url} does not speak NATS: {error}"))
 
     def pause_writing(self) -> None:
         """Much is unsent."""
@@ -225,11 +256,8 @@ class LeanLink(Link, asyncio.BufferedProtocol):
             return
         self._gone.set_result(None)
         self._room.set()
-        over = (
-            AuthRefused(self._refused)
-            if self._refused
-            else BusUnavailable(f"{self._credentials.url} closed the connection{f': {exc}' if exc else ''}")
-        )
+        closed = f"{self._credentials.url} closed the connection{f': {exc}' if exc else ''}"
+        over = self._why or BusUnavailable(closed)
         for wait in (self._greeted, *self._pongs):
             if wait is not None and not wait.done():
                 wait.set_exception(over)

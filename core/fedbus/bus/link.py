@@ -10,6 +10,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
+from fedbus.base.errors import AuthRefused
 from fedbus.bus.credentials import Credentials
 from fedbus.bus.replies import Message
 
@@ -109,6 +110,12 @@ class Link(ABC):
     @abstractmethod
     async def _ping(self) -> None:
         """Make the broker send something."""
+
+    def _refusal(self, reported: str) -> AuthRefused | None:
+        """What the broker reported, if it is that it does not let us in."""
+        if "authorization violation" not in reported.lower():
+            return None
+        return AuthRefused(f"{self._credentials.url} refuses the credential of {self._credentials.name}")
 
     async def watch(self) -> None:
         """Return when the link is over; cut it when nothing moves though a PING is under way."""

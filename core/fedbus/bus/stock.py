@@ -1,94 +1,24 @@
-"""The link over nats-py, the official client.
-
-nats-py writes what is unsent once more while it closes. On a dead link that write raises,
-or never returns, and the client's `closed_cb` is never called. Here such a write returns
-quietly, and closing takes a bounded time.
-"""
+"""The link over nats-py, the official client."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.aio.transport import TcpTransport
 
-from fedbus.base.errors import AuthRefused, BusUnavailable
-from fedbus.bus.credentials import Credentials
+from fedbus.base.errors import BusUnavailable
+from fedbus.bus.credentials import Credentials, bracketed
 from fedbus.bus.link import CONNECT_TIMEOUT_S, Deliver, Link
 from fedbus.bus.replies import Message
+from fedbus.bus.stockclient import StockClient
+from fedbus.bus.stockstream import Stream
 
 # Above two upload windows of 16 MiB, so that a publish never blocks on the client's own buffer.
 PENDING_BYTES = 64 << 20
 _NEVER_S = 1 << 30
-
-
-class Stream(TcpTransport):
-    """One connection's stream; it counts what moves, and survives its own end.
-
-    Args:
-        wait_sent: waits for a closing that may never end.
-    """
-
-    def __init__(self, wait_sent: Callable[[asyncio.Future[None]], Awaitable[None]]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # nats-py annotates its constructors only in part
-        self._wait_sent = wait_sent
-        self._received = self._written = 0
-        self._broken = False
-
-    def __bool__(self) -> bool:
-        """nats-py puts a stream of its own in the place of one that is false."""
-        return True
-
-    @property
-    def moved(self) -> tuple[int, int]:
-        """What `Link.moved` says."""
-        unsent = self._io_writer.transport.get_write_buffer_size() if self._io_writer else 0
-        return self._received, self._written - unsent if unsent else 0
-
-    def abort(self) -> None:
-        """Cut the connection now; what is unsent is lost."""
-        self._broken = True
-        if self._io_writer is not None:
-            self._io_writer.transport.abort()
-
-    def write(self, payload: bytes) -> None:
-        """Take bytes to send."""
-        self._written += len(payload)
-        super().write(payload)  # type: ignore[no-untyped-call]
-
-    def writelines(self, payload: list[bytes]) -> None:
-        """Take several pieces to send."""
-        self._written += sum(map(len, payload))
-        super().writelines(payload)  # type: ignore[no-untyped-call]
-
-    async def read(self, buffer_size: int) -> bytes:
-        """Read some bytes; none at the end."""
-        try:
-            data: bytes = await super().read(buffer_size)
-        except OSError:
-            self._broken = True
-            raise
-        self._received += len(data)
-        self._broken = self._broken or not data
-        return data
-
-    async def drain(self) -> None:
-        """Wait until there is room for more. Raises for the first failure only."""
-        try:
-            await super().drain()  # type: ignore[no-untyped-call]
-        except OSError:
-            if not self._broken:
-                self._broken = True
-                raise
-
-    async def wait_closed(self) -> None:
-        """Wait until what is unsent has gone out, for a bounded time."""
-        await self._wait_sent(asyncio.ensure_future(super().wait_closed()))  # type: ignore[no-untyped-call]
 
 
 class StockLink(Link):
@@ -102,8 +32,8 @@ class StockLink(Link):
         failed: Callable[[Exception], None],
     ) -> None:
         super().__init__(credentials, name, ended, failed)
-        self.client = Client()
-        self._stream = self.client._transport = Stream(self._wait_sent)
+        self.client = StockClient()
+        self._stream = self.client._transport = Stream(self._credentials, self._wait_sent)
         self._subscriptions: dict[int, Subscription] = {}
 
     @property
@@ -135,7 +65,7 @@ class StockLink(Link):
         mine = self._credentials
         try:
             await self.client.connect(
-                mine.url,
+                f"nats://{bracketed(mine.host)}:{mine.port}",  # TLS is the stream's
                 user=mine.user,
                 password=mine.password,
                 inbox_prefix=mine.inbox_prefix,
@@ -155,9 +85,8 @@ class StockLink(Link):
         except (nats.errors.Error, OSError, TimeoutError) as error:
             absent = isinstance(error, nats.errors.NoServersError) and reported
             cause = reported[0] if absent else error
-            if "authorization violation" in str(cause).lower():
-                raise AuthRefused(f"{mine.url} refuses the credential of {mine.name}") from error
-            raise BusUnavailable(f"{mine.url}: {cause or type(cause).__name__}") from error
+            missing = BusUnavailable(f"{mine.url}: {cause or type(cause).__name__}")
+            raise self._refusal(str(cause)) or missing from error
 
     async def publish(
         self, subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None

@@ -64,6 +64,12 @@ class Reader:
             self._start, self._end = 0, left
         return self._view[self._end :]
 
+    def take_rest(self) -> bytes:
+        """Cut off, while a line is being told, what came behind it; nobody reads it here any more."""
+        rest = bytes(self._view[self._start : self._end])
+        self._start = self._end = 0
+        return rest
+
     def received(self, count: int) -> None:
         """So many bytes were written into `buffer()`.
 

@@ -24,6 +24,7 @@ from fedbus.runtime.identity import credentials_of
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_CA = f"{__name__}.ca"  # where `--ca` waits for `with_federation`
 DIGEST = 12  # characters of a digest; all of it is in --json
 MOST_LINES = 30  # of workers that were left out, lost or refused in a run
 
@@ -33,8 +34,22 @@ dir_option = click.option(
     type=click.Path(path_type=Path),
     help="Folder of the local stack.  [default: ./.fedbus]",
 )
-url_option = click.option("--url", help="Broker, with credentials: nats://user:password@host:4222")
+_url_option = click.option(
+    "--url", help="Broker, with credentials: nats://user:password@host:4222, or tls://"
+)
+_ca_option = click.option(
+    "--ca",
+    metavar="FILE",
+    help="Authority of the broker's certificate; demands TLS.",
+    expose_value=False,
+    callback=lambda context, _, value: context.meta.update({_CA: value}),
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def url_option(command: Callable[P, R]) -> Callable[P, R]:
+    """`--url`, which the command takes, and `--ca`, which `with_federation` does."""
+    return _url_option(_ca_option(command))
 
 
 def console() -> Console:
@@ -85,9 +100,10 @@ def reporting(run: Callable[P, R]) -> Callable[P, R]:
 
 def with_federation(folder: Path | None, url: str | None, work: Callable[[Federation], Awaitable[R]]) -> R:
     """Connect as the operator, do something, disconnect."""
+    credentials = credentials_of("operator", folder, url, click.get_current_context().meta[_CA])
 
     async def go() -> R:
-        async with await Federation.connect(credentials_of("operator", folder, url)) as federation:
+        async with await Federation.connect(credentials) as federation:
             return await work(federation)
 
     return asyncio.run(go())

@@ -19,22 +19,36 @@ def stack_folder(given: Path | None = None) -> Path:
     return (given or Path(variable("FEDBUS_DIR") or DEFAULT_DIR)).expanduser().absolute()
 
 
-def credentials_of(identity: str, folder: Path | None = None, url: str | None = None) -> Credentials:
+def refuse_ca(ca: str | None, folder: Path) -> None:
+    """Make sure that nobody takes the local stack's connections for encrypted; FEDBUS_CA is not meant for it.
+
+    Raises:
+        ConfigError: a CA was given for it.
+    """
+    if ca and ca != variable("FEDBUS_CA"):
+        raise ConfigError(f"--ca is for a broker that a URL names; that of {folder} does not speak TLS")
+
+
+def credentials_of(
+    identity: str, folder: Path | None = None, url: str | None = None, ca: str | None = None
+) -> Credentials:
     """The credential of a service or of the operator.
 
     Args:
         identity: `planner`, `operator` and so on; a URL's own user goes before it.
         folder: the local stack's folder.
         url: broker URL with user and password.
+        ca: the authority to trust there, a file or PEM text; FEDBUS_CA by default.
 
     Raises:
-        ConfigError: there is neither a URL nor a local stack.
+        ConfigError: there is neither a URL nor a local stack, or a CA and no URL.
         BusUnavailable: the local stack does not run, and it is the operator who asks.
     """
     url = url or variable("FEDBUS_URL")
     if url:
-        return Credentials.from_url(url)
+        return Credentials.from_url(url, ca or variable("FEDBUS_CA"))
     where = stack_folder(folder)
+    refuse_ca(ca, where)
     if read_stack(where) is None:
         raise ConfigError(
             f"no broker: there is no stack in {where}, and no --url was given",

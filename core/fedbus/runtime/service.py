@@ -28,6 +28,7 @@ class ServiceSettings(Settings):
 
     dir: Path | None = None
     url: str | None = None
+    ca: str | None = None
 
 
 class Service(Protocol):
@@ -50,10 +51,11 @@ def command(name: str, make: Callable[[Bus, Path | None], Service]) -> click.Com
     @click.option(
         "--dir", type=click.Path(path_type=Path), help="Folder of the local stack.  [default: ./.fedbus]"
     )
-    @click.option("--url", help="Broker, with credentials: nats://user:password@host:4222")
-    def main(dir: Path | None, url: str | None) -> None:
+    @click.option("--url", help="Broker, with credentials: nats://user:password@host:4222, or tls://")
+    @click.option("--ca", metavar="FILE", help="Authority of the broker's certificate; demands TLS.")
+    def main(dir: Path | None, url: str | None, ca: str | None) -> None:
         try:
-            settings = load(ServiceSettings, {"dir": dir, "url": url})
+            settings = load(ServiceSettings, {"dir": dir, "url": url, "ca": ca})
             set_up(name)
             asyncio.run(_serve(name, settings, make))
         except FedbusError as error:
@@ -71,8 +73,8 @@ def fail(error: FedbusError) -> NoReturn:
 
 
 async def _serve(name: str, settings: ServiceSettings, make: Callable[[Bus, Path | None], Service]) -> None:
-    credentials = credentials_of(name, settings.dir, settings.url)
-    bus = await Bus.connect(credentials, wait_s=None)
+    credentials = credentials_of(name, settings.dir, settings.url, settings.ca)
+    bus = await Bus.connect(credentials, wait_s=None, refusals=None)
     try:
         # The planner is the first writer, so the storage is its to make.
         await (provision(bus) if name == "planner" else wait_provisioned(bus))

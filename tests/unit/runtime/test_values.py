@@ -26,14 +26,28 @@ def test_a_secret_does_not_show() -> None:
 
 
 @given(
+    scheme=st.sampled_from(["nats", "tls"]),
     host=st.sampled_from(["localhost", "10.0.0.1", "[::1]", "hub.example.org"]),
     port=st.integers(1, 65535),
     user=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", fullmatch=True),
     password=st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
 )
-def test_a_url_carries_it_all(host: str, port: int, user: str, password: str) -> None:
-    credentials = Credentials(url=f"nats://{host}:{port}", user=user, password=password)
+def test_a_url_carries_it_all(scheme: str, host: str, port: int, user: str, password: str) -> None:
+    credentials = Credentials(url=f"{scheme}://{host}:{port}", user=user, password=password)
     assert Credentials.from_url(credentials.to_url()) == credentials
+    assert (credentials.host, credentials.port) == (host.strip("[]"), port)
+    assert credentials.demands_tls is (scheme == "tls")
+
+
+def test_a_ca_lasts_and_demands_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved = Credentials.from_url("nats://w:p@hub", "ca.pem")
+    saved.save(tmp_path / "credential.json")
+    monkeypatch.chdir("/")
+    assert Credentials.load(tmp_path / "credential.json").ca == str(tmp_path / "ca.pem")
+    text = "-----BEGIN CERTIFICATE-----"
+    given = Credentials.from_url("nats://w:p@hub", text)
+    assert (given.ca, given.demands_tls) == (text, True)
 
 
 def test_the_default_port() -> None:
@@ -43,7 +57,7 @@ def test_the_default_port() -> None:
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("http://w:hidden@hub", "must begin with nats://"),
+        ("http://w:hidden@hub", "must begin with nats:// or tls://"),
         ("nats://hub:4222", "carries no user and password"),
         ("nats://w@hub:4222", "carries no user and password"),
         ("nats://w:hidden@", "names no host"),
