@@ -13,7 +13,7 @@ import pytest
 from fedbus.bus import Bus
 from fedbus.bus import modelcache as caching
 from fedbus.bus.hostlock import HostLock
-from fedbus.bus.modelcache import IN_USE, MOST_FILES, CachedModel, ModelCache
+from fedbus.bus.modelcache import IN_USE, KEPT, MOST_FILES, CachedModel, ModelCache
 from fedbus.bus.models import PublishedModel, publish_model, read_manifest
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing
@@ -199,7 +199,7 @@ async def test_small_models_come_with_their_manifest(stack: Stack, tmp_path: Pat
 
 async def test_old_models_go_unless_they_are_used(stack: Stack, tmp_path: Path) -> None:
     async with hosts(stack) as (aggregator, bus):
-        digests = [await publish(aggregator, vector(seed, TWO_CHUNKS)) for seed in range(MOST_FILES + 5)]
+        digests = [await publish(aggregator, vector(n, TWO_CHUNKS + n)) for n in range(MOST_FILES + 5)]
         uses, passes = ModelCache(bus, tmp_path), ModelCache(bus, tmp_path)
         used = await uses.get(digests[0])
         for digest in digests[1:]:
@@ -249,6 +249,26 @@ async def test_the_file_of_a_held_small_model_is_not_used_again(stack: Stack, tm
         for digest in digests[1:]:
             await cache.get(digest)
         check(held, vector(0, SMALL))
+
+
+async def test_an_old_model_is_written_over_once_nobody_uses_it(stack: Stack, tmp_path: Path) -> None:
+    async with hosts(stack) as (aggregator, bus):
+        digests = [await publish(aggregator, vector(seed)) for seed in range(IN_USE + KEPT + 2)]
+        cache, inodes = ModelCache(bus, tmp_path), []
+        uses = ModelCache(bus, tmp_path)
+        used = await uses.get(digests[0])
+        for seed, digest in enumerate(digests):
+            model = await cache.get(digest)
+            check(model, vector(seed))
+            inodes.append(model.path.stat().st_ino)
+        assert inodes[-2:] == inodes[1:3], "the oldest that nobody uses"
+        assert len(set(inodes)) == len(inodes) - 2
+        check(used, vector(0))
+        values = vector(99)
+        with cache.making(used.table) as part:
+            assert part.stat().st_ino == inodes[3]
+            values.tofile(part)
+        assert not part.exists(), "what is not added is removed"
 
 
 async def test_what_was_just_made_is_taken_over(stack: Stack, tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from fedbus.codec.grid import Grid
 Progress = Callable[[float], None]
 
 
-async def download(bus: Bus, manifest: ModelManifest, part: Path, near: Near, progress: Progress) -> None:
+async def download(
+    bus: Bus, manifest: ModelManifest, part: Path, near: Near, progress: Progress, *, anew: bool = False
+) -> None:
     """Make a file what a manifest lists; chunks that it has already are not downloaded.
 
     Args:
@@ -30,9 +32,11 @@ async def download(bus: Bus, manifest: ModelManifest, part: Path, near: Near, pr
         part: the file; made if missing.
         near: opens the file of another model, where this host has it.
         progress: told the share that is there.
+        anew: what is in the file is known to be something else.
     """
     grid = Grid.of(manifest.table)
-    missing = await apart(grid.bytes, _missing, part, manifest, grid)
+    every = list(range(len(grid.spans)))
+    missing = every if anew else await apart(grid.bytes, _missing, part, manifest, grid)
     done, scratch = len(grid.spans) - len(missing), scratch_of(grid)
     descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o600)
     try:

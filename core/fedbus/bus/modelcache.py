@@ -24,6 +24,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import NamedTuple
 
 from fedbus_schemas.update import ModelManifest, TensorSpec
 
@@ -42,6 +43,7 @@ LIMIT_BYTES = 2_000_000_000
 MOST_FILES = 16  # and up to three more for each process
 STUCK_S = 60.0  # without a chunk, that a download by another process is waited for
 TRIES = 50  # to be the one who downloads, where the file is missing and the lock is busy
+KEPT = 3  # models that are not written over
 IN_USE = 2  # models that one process keeps beside those it holds: a round's base, and one to score
 
 
@@ -57,6 +59,12 @@ class CachedModel:
     def table(self) -> list[TensorSpec]:
         """Its tensors, in wire order."""
         return self.manifest.table
+
+
+class _File(NamedTuple):
+    used_at: float
+    size: int
+    path: Path
 
 
 class ModelCache:
@@ -128,6 +136,7 @@ class ModelCache:
             self._make_folder()
             token = random_token()
             part = self.folder / f"{token}.part"
+            self._recycle(part, Grid.of(table).bytes)
             lock = HostLock.take(self._lock_path(token), alone=True)  # while it lives, nobody needs the room
             assert lock is not None, "the name is random"
         try:
@@ -174,7 +183,8 @@ class ModelCache:
             if lock := HostLock.take(self._lock_path(digest), alone=True):
                 try:
                     part = self._distrust(digest)
-                    await download(self._bus, manifest, part, self._open, progress)
+                    begun = part.exists() or not self._recycle(part, Grid.of(manifest.table).bytes)
+                    await download(self._bus, manifest, part, self._open, progress, anew=not begun)
                     self._keep(part, path)
                 except BaseException:
                     lock.release()
@@ -230,21 +240,41 @@ class ModelCache:
 
     def _make_room(self) -> None:
         """Delete what is longest unused, and used by nobody, until the rest is within the limits."""
-        files: list[tuple[float, int, Path]] = []
+        files = self._files()
+        left, size = len(files), sum(file.size for file in files)
+        for file in files:
+            if left <= MOST_FILES and size <= self._limit:
+                return
+            lock = HostLock.take(self._lock_path(file.path.name.partition(".")[0]), alone=True)
+            if lock is not None:
+                file.path.unlink(missing_ok=True)
+                lock.remove()
+                left, size = left - 1, size - file.size
+
+    def _recycle(self, part: Path, size: int) -> bool:
+        """Let an old model of this size be written over, if nobody uses it.
+
+        To write into pages that the system has is far cheaper than to have it find new ones.
+        """
+        whole = [file for file in self._files() if file.path.suffix == ".f32"]
+        for file in whole[:-KEPT]:
+            lock = HostLock.take(self._lock_path(file.path.stem), alone=True) if file.size == size else None
+            if lock is not None:
+                with suppress(FileNotFoundError):
+                    file.path.replace(part)
+                lock.remove()
+                return part.exists()
+        return False
+
+    def _files(self) -> list[_File]:
+        """Models, and what is on its way to be one, the longest unused first."""
+        files: list[_File] = []
         for path in self.folder.iterdir():
             with suppress(FileNotFoundError):  # another process makes room, too
                 if path.suffix in (".f32", ".part"):
                     stat = path.stat()
-                    files.append((stat.st_mtime, stat.st_size, path))
-        left, size = len(files), sum(size for _, size, _ in files)
-        for _, bytes_, path in sorted(files):
-            if left <= MOST_FILES and size <= self._limit:
-                return
-            lock = HostLock.take(self._lock_path(path.name.partition(".")[0]), alone=True)
-            if lock is not None:
-                path.unlink(missing_ok=True)
-                lock.remove()
-                left, size = left - 1, size - bytes_
+                    files.append(_File(stat.st_mtime, stat.st_size, path))
+        return sorted(files)
 
     def _make_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
