@@ -15,7 +15,7 @@ from fedbus.codec.chunk import chunk_digest
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid
 from fedbus.rounds.planning import derive_seed
-from fedbus.strategies import strategy
+from fedbus.strategies.fedavg import FedAvg
 from fedbus.tasks.resident import Resident
 from fedbus.tasks.task import Partition, Site
 from fedbus_schemas.plan import Plan
@@ -85,7 +85,7 @@ def learn(nodes: Nodes, framing: Framing, most_rounds: int) -> Learned:
     """
     weights, mean = nodes.weights.copy(), np.empty_like(nodes.weights)
     lost = [np.zeros_like(weights) for _ in nodes.clients]
-    fold = strategy("fedavg", {})
+    fold = FedAvg()
     sent, accuracies = 0, list[float]()
     for number in range(1, most_rounds + 1):
         fold.start(weights.size)

@@ -56,6 +56,7 @@ class Setting:
     elements: int
     rounds: int
     quick: int | None
+    codec: str = "dense"
 
 
 SETTINGS = (
@@ -63,6 +64,7 @@ SETTINGS = (
     Setting("10-small", "10 workers, 100 KB", 10, 25_000, 30, 10),
     Setting("50-small", "50 workers, 100 KB", 50, 25_000, 30, None),
     Setting("4-large", "4 workers, 100 MB", 4, 25_000_000, 6, 2),
+    Setting("4-large-ecq", "4 workers, 100 MB, ecq up, delta down", 4, 25_000_000, 10, 3, "ecq"),
 )
 
 
@@ -186,9 +188,9 @@ def plan_of(setting: Setting, rounds: int) -> dict[str, Any]:
     return {
         "task": "noop",
         "rounds": rounds,
-        "train": {"elements": setting.elements},
+        "train": {"elements": setting.elements, "spread": 0.0 if setting.codec == "dense" else 1.0},
         "cohort": {"min": setting.workers},
-        "codec": {"up": "dense", "down": "dense"},
+        "codec": {"up": setting.codec, "down": setting.codec},
         "close": {"quorum": 1.0},
         "evaluate": {"central": False, "federated": False},
     }

@@ -108,6 +108,13 @@ class Progress(Wire):
     failed: Reason | None = Field(None, description="the worker gives up on this round, and why")
 
 
+class LeaseHolder(Wire):
+    """Which instance of a service works just now. FB_LEASES forgets it after 2 s without renewal."""
+
+    token: Token = Field(description="random per instance")
+    place: Reason = Field(description="process and host, for people")
+
+
 class StartRun(Wire):
     """Command to the planner: follow this plan."""
 

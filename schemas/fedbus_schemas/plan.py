@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from fedbus_schemas.base import RunName, Token, Wire
+from fedbus_schemas.update import MOST_DELTAS
 
 # `digits` (an installed entry point) or `package.module:Class` (given to `join --task`).
 TaskName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.-]*(:[A-Za-z_]\w*)?$", max_length=200)]
@@ -115,6 +116,9 @@ class Codecs(Wire):
 
     up: Named = Named(name="int8")
     down: Named = Named(name="dense")
+    full_every: int = Field(
+        20, ge=2, le=MOST_DELTAS, description="where down sends differences, so often a whole model"
+    )
 
 
 class Privacy(Wire):

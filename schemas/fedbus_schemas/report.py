@@ -95,9 +95,10 @@ class ModelReport(Wire):
 
 
 class ModelDetails(ModelReport):
-    """A model and its tensors, in the order in which they travel."""
+    """A model and its tensors, in the order in which they travel; `delta`: as a difference to its parent."""
 
     codec: str
+    delta: bool = False
     tensors: list[TensorSpec]
 
 

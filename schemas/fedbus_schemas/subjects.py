@@ -8,8 +8,10 @@
 | FB_UPDATES   | fb.update.>           | workers, their own     |
 | FB_MODELS    | fb.model.>            | aggregator, operator   |
 | FB_TELEMETRY | fb.otel.*             | each party, its own    |
+| FB_LEASES    | fb.lease.*            | aggregator             |
 
-Beats and progress of a worker are core messages that no stream keeps.
+Beats and progress of a worker, and whether the holder of a lease is there, are core messages that no
+stream keeps.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ UPDATES = "FB_UPDATES"
 MODELS = "FB_MODELS"
 EVENTS = "FB_EVENTS"
 TELEMETRY = "FB_TELEMETRY"
+LEASES = "FB_LEASES"
 RUNS_BUCKET = "FB_RUNS"
 ROSTER_BUCKET = "FB_ROSTER"
 REGISTRY_BUCKET = "FB_REGISTRY"
@@ -54,6 +57,11 @@ def parse_log(subject: str) -> tuple[str, int, str]:
 def announce(run: str) -> str:
     """Subject of a run's last announcement."""
     return f"fb.announce.{run}"
+
+
+def parse_announce(subject: str) -> str:
+    """Run of an announcement's subject."""
+    return subject.rpartition(".")[2]
 
 
 def inbox(worker: str) -> str:
@@ -100,6 +108,16 @@ def model_manifest(digest: str) -> str:
 def event(kind: str) -> str:
     """Subject of something that happened to a worker or an invitation."""
     return f"fb.event.{kind}"
+
+
+def lease(service: str) -> str:
+    """Subject of who does a service's work just now, where several instances run."""
+    return f"fb.lease.{service}"
+
+
+def alive(service: str, token: str) -> str:
+    """Subject that one instance of a service listens to for as long as it is there."""
+    return f"fb.alive.{service}.{token}"
 
 
 def api(service: str, verb: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 from typing import Annotated, Any, Literal, Self
 
 import msgpack
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from fedbus_schemas.base import (
     Digest,
@@ -26,6 +26,7 @@ Group = Literal["lossy", "exact"]
 MAX_TENSORS = 100_000
 MAX_CHUNKS = 1_000_000
 MAX_ELEMENTS = 1 << 40
+MOST_DELTAS = 100  # that lie between a model and one that travels whole
 
 
 class TensorSpec(Wire):
@@ -120,7 +121,11 @@ class UpdateManifest(_Packed):
 
 
 class ModelManifest(_Packed):
-    """A model: its digest names it."""
+    """A model: its digest names it.
+
+    It travels whole, or as a difference. Then `values` is there: exact chunks are values as ever, lossy ones
+    are what to add to the parent's values, by one float32 addition for each element.
+    """
 
     run: RunName
     round: RoundNumber
@@ -130,6 +135,23 @@ class ModelManifest(_Packed):
     chunks: list[Digest] = Field(min_length=1, max_length=MAX_CHUNKS, fail_fast=True)
     size_bytes: int = Field(ge=1, description="sum of the chunks' sizes")
     body: bytes | None = Field(None, description="the chunk itself, when there is one and it fits")
+    values: list[Digest] | None = Field(
+        None,
+        max_length=MAX_CHUNKS,
+        fail_fast=True,
+        description="of a difference: SHA-256 of each span's float32 values, once it is added to the parent",
+    )
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether it travels as a difference to its parent."""
+        return self.values is not None
+
+    @model_validator(mode="after")
+    def _whole_difference(self) -> Self:
+        if self.values is not None and (self.parent is None or len(self.values) != len(self.chunks)):
+            raise ValueError("a difference needs a parent, and a digest of the values of each chunk")
+        return self
 
 
 class EvaluationReport(_Packed):

@@ -19,7 +19,7 @@ import pytest
 from fedbus.api.federation import Federation
 from fedbus.bus import Bus
 from fedbus.bus.log import read_round
-from fedbus.bus.models import load_model, read_manifest
+from fedbus.bus.models import load_values, read_manifest
 from fedbus.bus.store import list_subjects
 from fedbus.codec.grid import Grid
 from fedbus.runtime.stack import LocalStack
@@ -102,9 +102,7 @@ async def check(bus: Bus, report: RunReport, elements: int) -> None:
     accepted = (await read_round(bus, RoundRef(run, 1))).accepted
     expected = np.mean([update.metrics["added"] for update in accepted])
     assert report.model
-    manifest = await read_manifest(bus, report.model)
-    model = np.empty(Grid.of(manifest.table).size, np.float32)
-    await load_model(bus, manifest, model)
+    model = await load_values(bus, await read_manifest(bus, report.model))
     assert len(model) == elements
     assert model.min() == model.max(), run
     np.testing.assert_allclose(model[0], expected, atol=1e-6, err_msg=run)

@@ -143,3 +143,26 @@ def test_a_second_signal_kills_what_does_not_stop(tmp_path: Path) -> None:
         assert typed.wait("up", timeout_s=8.0) == 0, "STOP_S was not waited for"
         assert "killed" in typed.log("up")
         wait_until(lambda: not any(map(alive, named.values())), "all of it is gone")
+
+
+def test_a_standby_goes_on_when_the_aggregator_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    with shell(tmp_path) as typed:
+        typed.start("up", "fedbus", "up", "--standby")
+        typed.says("up", "everything stops with Ctrl-C")
+        assert "aggregator, evaluator, enroll, standby\n" in typed.log("up")
+        for name in WORKERS:
+            typed.start(name, "fedbus-worker", "join", "--name", name, "--state", "state")
+        assert typed.run("fedbus", "round", "start", "plan.yaml", "--name", "stands").code == 0
+        typed.start("watch", "fedbus", "round", "watch", "stands")
+        typed.says("watch", "stands/1 finished")
+        logs = {name: tmp_path / ".fedbus" / "logs" / f"{name}.log" for name in ("aggregator", "standby")}
+        working, other = sorted(
+            logs, key=lambda name: "this aggregator works now" not in logs[name].read_text()
+        )
+        assert "standing by: " in logs[other].read_text()
+        os.kill(pids(typed.folder)[working], signal.SIGKILL)
+        wait_until(
+            lambda: "took over from the aggregator of " in logs[other].read_text(), f"{other} takes over"
+        )
+        assert len(finished(typed, "stands").rounds) == 8

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fedbus.bus import Bus, Message
-from fedbus.bus.connection import REQUEST_TIMEOUT_S
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid
 from fedbus_schemas.update import TensorSpec
+from support.buses import Ask, Tapped
 from support.federation import federation
 from support.natsd import Stack
 from support.tasks import ELEMENTS, TASK, walk, write_walk
@@ -27,16 +26,9 @@ ROUNDS = 4
 def deaf(stored: asyncio.Event) -> type[Bus]:
     """A connection on which nobody hears that the manifest of round 2 was stored."""
 
-    class Deaf(Bus):
-        async def request(
-            self,
-            subject: str,
-            data: bytes = b"",
-            *,
-            headers: Mapping[str, str] | None = None,
-            timeout_s: float = REQUEST_TIMEOUT_S,
-        ) -> Message:
-            answer = await super().request(subject, data, headers=headers, timeout_s=timeout_s)
+    class Deaf(Tapped):
+        async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
+            answer = await ask()
             if fnmatch(subject, "fb.update.*.2.*.manifest"):
                 stored.set()
                 await asyncio.Event().wait()
@@ -93,5 +85,5 @@ async def test_nothing_is_lost_or_doubled(
             np.testing.assert_allclose(
                 await parties.model(r.model), expected, atol=1e-4, err_msg=f"{run}/{r.round}"
             )
-        folders = [parties.state_of(name) / "residuals" for name in WORKERS]
-        await parties.until(lambda: not any(map(os.listdir, folders)), "the residuals are deleted")
+        folders = [parties.state_of(name) / "spool" for name in WORKERS]
+        await parties.until(lambda: not any(map(os.listdir, folders)), "the run's files are deleted")

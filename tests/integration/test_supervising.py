@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 from fedbus.api.federation import Federation
 from fedbus.base.errors import StreamFull
+from fedbus.runtime import supervisor as supervisors
 from fedbus.runtime.disk import GIB
 from fedbus.runtime.logfile import MOST_LOG_BYTES
 from fedbus.runtime.stack import LocalStack
@@ -75,6 +76,41 @@ async def test_a_process_that_logs_much_does_not_fill_the_disk(tmp_path: Path) -
         await until(lambda: log.stat().st_size <= MOST_LOG_BYTES, "its log is short")
         await until(old.exists, "the rest is kept")
         assert old.stat().st_size <= MOST_LOG_BYTES
+
+
+async def test_what_cannot_be_looked_after_is_told_of_once_and_the_rest_is(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as (stack, said):
+        stack.start("quiet", [sys.executable, "-c", "import signal; signal.pause()"])
+        logs = stack.log_of("quiet").parent
+        logs.rename(tmp_path / "moved")
+        logs.touch()
+        await until(lambda: said, "the log cannot be read")
+        assert said[0].startswith("warning[log-long]: the log of quiet cannot be kept short, ")
+        assert "Not a directory" in said[0]
+        stack.broker.kill()
+        await until(lambda: len(said) == 2, "the broker is started again")
+        assert said[1].startswith("broker was ended by SIGKILL; started again")
+
+
+async def test_a_broker_may_store_more_once_its_disk_has_more_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = [Usage(100 * GIB, 0, 6 * GIB)]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk[0])
+    monkeypatch.setattr(supervisors, "ROOM_S", 0.0)
+    async with supervised(tmp_path) as (stack, said):
+
+        def limit() -> int:
+            known = read_stack(stack.folder)
+            return known.max_file if known else 0
+
+        assert 0 < limit() <= GIB
+        disk[0] = Usage(100 * GIB, 0, 50 * GIB)
+        await until(lambda: limit() > 44 * GIB, "the limit follows")
+        disk[0] = Usage(100 * GIB, 0, 6 * GIB)
+        await asyncio.to_thread(stack.broker.refuse_writes, False)
+        assert limit() > 44 * GIB, "others took the space: the watch for a full disk is enough"
+        assert not said
 
 
 async def test_on_a_full_disk_writes_are_refused_with_a_reason_until_there_is_room(

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fedbus.bus import Bus, Message
-from fedbus.bus.connection import REQUEST_TIMEOUT_S
 from fedbus_aggregator.service import Aggregator
 from fedbus_planner.service import Planner
 from fedbus_schemas import subjects
-from fedbus_schemas.log import decode_entry
-from fedbus_schemas.report import RunReport
-from fedbus_worker.spool import Spool
-from support.federation import Parties, federation
+from fedbus_schemas.messages import Progress
+from fedbus_worker.record import Record
+from fedbus_worker.spool import SpooledUpdate
+from support.buses import Ask, Tapped
+from support.federation import federation
 from support.natsd import Stack, broker
-from support.roundlog import entries
+from support.roundlog import check_once
 from support.scripted import honest
 
 ONES = np.ones(25_000, np.float32)
@@ -28,39 +26,30 @@ ELEMENTS = 3_100_000  # 13 chunks
 CHUNKS = 13
 
 
-async def check_once(parties: Parties, report: RunReport, workers: int, total: float) -> None:
-    """Each worker counts once in each round, no entry says what another has said, and the model is right."""
-    for r in report.rounds:
-        counts = Counter(u.worker for u in r.accepted_updates)
-        assert sorted(counts.values()) == [1] * workers, f"{report.run}/{r.round}: {counts}"
-        keys = Counter(
-            key
-            for each in await entries(parties.operator, report.run, r.round)
-            for key in decode_entry(each.data).keys
-        )
-        assert max(keys.values()) == 1, f"{report.run}/{r.round}: {keys}"
-    np.testing.assert_allclose(await parties.model(report.model), total, rtol=1e-6, err_msg=report.run)
-
-
 def counting(puts: dict[str, str], run: str, hold_after: int | None = None) -> type[Bus]:
     """A connection that notes the SHA-256 of what it puts for round 1, and stops after so many puts."""
 
-    class Counting(Bus):
-        async def request(
-            self,
-            subject: str,
-            data: bytes = b"",
-            *,
-            headers: Mapping[str, str] | None = None,
-            timeout_s: float = REQUEST_TIMEOUT_S,
-        ) -> Message:
+    class Counting(Tapped):
+        async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
             if subject.startswith(f"fb.update.{run}.1."):
                 if hold_after is not None and len(puts) >= hold_after:
                     await asyncio.Event().wait()
                 puts[subject] = hashlib.sha256(data).hexdigest()
-            return await super().request(subject, data, headers=headers, timeout_s=timeout_s)
+            return await ask()
 
     return Counting
+
+
+async def test_once_all_is_encoded_the_upload_is_told(stack: Stack, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        await parties.api.hear_progress(told.append)
+        await parties.join("slow", connection=counting({}, "slow-link", hold_after=5))
+        await parties.start({"train": {"elements": ELEMENTS}}, "slow-link")
+        await parties.until(lambda: any(p.round == 1 and p.phase == "upload" for p in told), "it is told")
+        await parties.until(lambda: told[-1].fraction == 5 / CHUNKS, "as far as it is")
+        phases = [p.phase for p in told if p.round == 1]
+        assert set(phases[phases.index("upload") :]) == {"upload"}
 
 
 async def test_a_worker_that_crashed_in_mid_upload_resumes_at_the_chunk_it_had(
@@ -71,11 +60,13 @@ async def test_a_worker_that_crashed_in_mid_upload_resumes_at_the_chunk_it_had(
         first: dict[str, str] = {}
         worker = await parties.join("crasher", connection=counting(first, run, hold_after=5))
         await parties.start({"train": {"elements": ELEMENTS, "value": 2.0}}, run)
-        spool = Spool(parties.state_of("crasher") / "spool" / f"{run}.1.0")
-        await parties.until(lambda: _stored(spool) == 5, "five chunks are acknowledged")
-        await parties.until(lambda: Spool(spool.folder).update is not None, "all of it is encoded")
-        update = Spool(spool.folder).update
-        assert update
+        spool = parties.state_of("crasher") / "spool" / f"{run}.0"
+        spooled = Record(spool / "update", SpooledUpdate)
+        # The folder was round 0's, too.
+        await parties.until(lambda: len(first) == 5 and _stored(spool) == 5, "five chunks are acknowledged")
+        await parties.until(lambda: _encoded(spooled, 1), "all of it is encoded")
+        found = spooled.read()
+        assert found
         await worker.crash()
         again: dict[str, str] = {}
         await worker.start(counting(again, run))
@@ -84,13 +75,18 @@ async def test_a_worker_that_crashed_in_mid_upload_resumes_at_the_chunk_it_had(
         assert len(leaves) == CHUNKS - 5 + 1, leaves
         assert not set(first) & set(again), "nothing acknowledged is sent again"
         sent = {subjects.parse_update(s)[5]: digest for s, digest in (first | again).items()}
-        assert [sent[str(i)] for i in range(CHUNKS)] == update.manifest.chunks
+        assert [sent[str(i)] for i in range(CHUNKS)] == found[0].manifest.chunks
         assert report.rounds[0].accepted_updates[0].digest == sent["manifest"]
         await check_once(parties, report, workers=1, total=2.0)
 
 
-def _stored(spool: Spool) -> int:
-    path = spool.folder / "stored"
+def _encoded(spooled: Record[SpooledUpdate], number: int) -> bool:
+    found = spooled.read()
+    return found is not None and found[0].manifest.round == number
+
+
+def _stored(spool: Path) -> int:
+    path = spool / "stored"
     return path.read_bytes().count(b"\x01") if path.exists() else 0
 
 
@@ -103,6 +99,31 @@ async def test_two_instances_of_each_service_do_everything_once(stack: Stack, tm
         plan = {"rounds": 5, "cohort": {"min": 3}, "train": {"value": 1.0}}
         report = await parties.finished(await parties.start(plan, "doubled"))
         assert [r.cohort for r in report.rounds] == [report.rounds[0].cohort] * 5
+        await check_once(parties, report, workers=3, total=5.0)
+
+
+class Selfish(Tapped):
+    """A connection on which every instance gets the lease."""
+
+    async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
+        if subject == subjects.lease("aggregator"):
+            return Message(subject, b'{"seq": 1}', {})
+        return await ask()
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "median"])
+async def test_two_aggregators_that_work_at_once_do_everything_once(
+    stack: Stack, tmp_path: Path, strategy: str
+) -> None:
+    """The lease saves work. Who has it wrongly does no harm."""
+    async with federation(stack.credentials, tmp_path, workers=(), aggregators=2) as parties:
+        for aggregator in parties.aggregators:
+            await aggregator.stop()
+            await aggregator.start(Selfish)
+        for name in ("a", "b", "c"):
+            await parties.script(name, honest(ONES))
+        plan = {"rounds": 5, "cohort": {"min": 3}, "strategy": strategy}
+        report = await parties.finished(await parties.start(plan, f"at-once-{strategy}"))
         await check_once(parties, report, workers=3, total=5.0)
 
 
@@ -128,7 +149,7 @@ async def test_a_broker_killed_in_mid_round_comes_back_and_the_run_ends(tmp_path
     async with broker(tmp_path) as own, federation(own.credentials, tmp_path) as parties:
         await parties.start({"rounds": 2, **plan}, run)
         await parties.until(lambda: parties.round(run, 1).opened, "round 1 opens")
-        spools = [Spool(parties.state_of(name) / "spool" / f"{run}.1.0") for name in parties.workers]
+        spools = [parties.state_of(name) / "spool" / f"{run}.0" for name in parties.workers]
         await parties.until(lambda: any(map(_stored, spools)), "an upload is under way")
         await asyncio.to_thread(own.kill)
         await asyncio.to_thread(own.restart)

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fedbus.base.clock import SystemClock
@@ -21,16 +20,17 @@ from fedbus.telemetry.tracer import Tracer
 from fedbus_schemas import subjects
 from fedbus_schemas.messages import Announcement
 from rich.console import Console
+from support.buses import Ask, Tapped
 from support.federation import Parties, federation
 from support.natsd import broker
 from support.tasks import TASK, walk, write_walk
 
 
-class Dying(Bus):
+class Dying(Tapped):
     """A connection of a planner that goes no further once round 1 is finished: no span of it gets out."""
 
-    async def request(self, subject: str, data: bytes = b"", **more: Any) -> Message:
-        answer = await super().request(subject, data, **more)
+    async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
+        answer = await ask()
         if subject.endswith(".1.log.planner") and b'"kind":"finished"' in data:
             await asyncio.Event().wait()
         return answer
@@ -106,11 +106,11 @@ async def test_a_task_that_counted_did_not_fail_though_its_round_was_closed_firs
     """The aggregator hears of a manifest, and the planner closes the round, before the worker has its ack."""
     closed = asyncio.Event()
 
-    class Late(Bus):
+    class Late(Tapped):
         """A worker's connection on which the ack of its manifest comes behind the end of the round."""
 
-        async def request(self, subject: str, data: bytes = b"", **more: Any) -> Message:
-            answer = await super().request(subject, data, **more)
+        async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
+            answer = await ask()
             if subject.startswith("fb.update.overtaken.1.") and subject.endswith(".manifest"):
                 await closed.wait()
                 for _ in range(20):

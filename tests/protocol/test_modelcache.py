@@ -4,60 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fedbus.bus import Bus, Message
+from fedbus.bus import Bus
 from fedbus.bus import modelcache as caching
-from fedbus.bus.connection import REQUEST_TIMEOUT_S
+from fedbus.bus.hostlock import HostLock
 from fedbus.bus.modelcache import IN_USE, MOST_FILES, CachedModel, ModelCache
-from fedbus.bus.models import publish_model
+from fedbus.bus.models import PublishedModel, publish_model, read_manifest
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing
-from fedbus.codec.grid import Grid
+from fedbus.codec.grid import CHUNK_ELEMENTS, Grid
 from fedbus_schemas.update import TensorSpec
 from support.buses import parties, until
+from support.counting import Counting
 from support.natsd import Stack
 
 SIZE = 600_000  # three chunks
 CHUNKS = 3
 SMALL = 100
+TWO_CHUNKS = CHUNK_ELEMENTS + 1
 ONE_CHUNK = 200_000  # written in a thread, while others ask
 
 
-class Counting(Bus):
-    """Counts the chunks that it is asked for, and stops before one of them where it is told to."""
-
-    chunks = 0
-    most: int | None = None
-
-    async def request(
-        self,
-        subject: str,
-        data: bytes = b"",
-        *,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float = REQUEST_TIMEOUT_S,
-    ) -> Message:
-        if "fb.model.c." in subject:
-            if self.most is not None and self.chunks >= self.most:
-                await asyncio.Event().wait()
-            self.chunks += 1
-        return await super().request(subject, data, headers=headers, timeout_s=timeout_s)
-
-
 async def publish(bus: Bus, values: Vector, run: str = "cached") -> str:
+    return (await published(bus, values, run)).digest
+
+
+async def published(bus: Bus, values: Vector, run: str = "cached") -> PublishedModel:
     table = [TensorSpec(name="w", shape=[len(values)], dtype="float32", group="lossy")]
 
     async def encoded() -> AsyncIterator[bytes]:
         for span in Grid.of(table).spans:
             yield Framing("dense").encode(span, values[span.offset : span.end])
 
-    made, _ = await publish_model(bus, encoded(), run=run, round=1, parent=None, codec="dense", table=table)
-    return made.digest()
+    return await publish_model(bus, encoded(), run=run, round=1, parent=None, codec="dense", table=table)
 
 
 def vector(seed: int, size: int = SIZE) -> Vector:
@@ -140,6 +124,33 @@ async def test_a_broken_download_goes_on_with_the_chunks_it_had(stack: Stack, tm
         assert bus.chunks == CHUNKS
 
 
+async def test_who_downloads_and_was_stopped_holds_nobody_up(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caching, "STUCK_S", 0.1)
+    values = vector(8)
+    async with hosts(stack) as (aggregator, bus):
+        digest = await publish(aggregator, values)
+        stopped = HostLock.take(tmp_path / f"{digest}.lock", alone=True)
+        assert stopped is not None
+        (tmp_path / f"{digest}.part").write_bytes(b"begun")
+        cache = ModelCache(bus, tmp_path, limit_bytes=0)
+        async with asyncio.timeout(20):
+            own = await cache.get(digest)
+        check(own, values)
+        with cache.making(own.table) as part:
+            values.tofile(part)
+            async with asyncio.timeout(20):
+                await cache.add(digest, own.table, part)
+        check(await cache.get(digest), values)
+        assert bus.chunks == CHUNKS
+        assert not names(tmp_path, ".f32"), "nothing is shared"
+        stopped.release()
+        check(await ModelCache(bus, tmp_path).get(digest), values)
+        assert bus.chunks == 2 * CHUNKS
+        assert names(tmp_path, ".f32") == {digest}
+
+
 async def test_a_file_that_was_removed_while_it_is_used(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,19 +179,27 @@ async def test_a_folder_that_was_cleaned_away_is_made_anew(stack: Stack, tmp_pat
 
 @pytest.mark.parametrize("size", [SMALL, ONE_CHUNK])
 async def test_small_models_come_with_their_manifest(stack: Stack, tmp_path: Path, size: int) -> None:
-    values = vector(5, size)
+    """Each process has its own file for them, and uses it again for others, of other sizes."""
     async with hosts(stack) as (aggregator, bus):
-        digest = await publish(aggregator, values)
-        (tmp_path / f"{digest}.f32").write_bytes(b"rubbish")
-        for model in await asyncio.gather(*(ModelCache(bus, tmp_path).get(digest) for _ in range(3))):
-            check(model, values)
+        digests = [await publish(aggregator, vector(n, size - n % 2)) for n in range(5)]
+        caches = [ModelCache(bus, tmp_path) for _ in range(3)]
+        paths = set()
+        for n, digest in enumerate(digests):
+            for cache in caches:
+                check(await cache.get(digest), vector(n, size - n % 2))
+                paths.add((await cache.get(digest)).path)
+            if n:
+                check(await caches[0].get(digests[n - 1]), vector(n - 1, size - (n - 1) % 2))
         assert bus.chunks == 0
-        assert [len(names(tmp_path, suffix)) for suffix in (".f32", ".lock", ".part")] == [1, 1, 0]
+        assert len(paths) <= 3 * (IN_USE + 1)
+        assert {path.parent.name for path in paths} == {"own-1", "own-2", "own-3"}
+        caches[1].close()
+        assert (await ModelCache(bus, tmp_path).get(digests[0])).path.parent.name == "own-2"
 
 
 async def test_old_models_go_unless_they_are_used(stack: Stack, tmp_path: Path) -> None:
     async with hosts(stack) as (aggregator, bus):
-        digests = [await publish(aggregator, vector(seed, SMALL)) for seed in range(MOST_FILES + 5)]
+        digests = [await publish(aggregator, vector(seed, TWO_CHUNKS)) for seed in range(MOST_FILES + 5)]
         uses, passes = ModelCache(bus, tmp_path), ModelCache(bus, tmp_path)
         used = await uses.get(digests[0])
         for digest in digests[1:]:
@@ -190,7 +209,7 @@ async def test_old_models_go_unless_they_are_used(stack: Stack, tmp_path: Path) 
         assert held > set(digests[-MOST_FILES + 1 :])
         assert len(held) <= MOST_FILES + 3
         assert names(tmp_path, ".lock") == held
-        check(used, vector(0, SMALL))
+        check(used, vector(0, TWO_CHUNKS))
 
         # A limit in bytes leaves those that are used.
         lean = ModelCache(bus, tmp_path, limit_bytes=0)
@@ -202,17 +221,64 @@ async def test_old_models_go_unless_they_are_used(stack: Stack, tmp_path: Path) 
         assert names(tmp_path, ".f32") == set(digests[3 - IN_USE : 3])
 
 
+async def test_held_models_stay_however_many_pass(stack: Stack, tmp_path: Path) -> None:
+    async with hosts(stack) as (aggregator, bus):
+        digests = [await publish(aggregator, vector(seed, TWO_CHUNKS)) for seed in range(IN_USE + 6)]
+        held, passing = digests[: IN_USE + 2], digests[IN_USE + 2 :]
+        cache = ModelCache(bus, tmp_path, limit_bytes=0)
+        for digest in [*held, held[0], *passing]:
+            if digest in held:
+                await cache.hold(digest)
+            else:
+                await cache.get(digest)
+        assert names(tmp_path, ".f32") == {*held, *passing[-IN_USE:]}
+        for digest in held:
+            cache.release(digest)
+        await cache.get(passing[0])
+        await cache.get(passing[1])
+        await cache.get(passing[2])
+        assert names(tmp_path, ".f32") >= {held[0], *passing[3 - IN_USE : 3]}, "one was held twice"
+        assert not set(held[1:]) & names(tmp_path, ".f32")
+
+
+async def test_the_file_of_a_held_small_model_is_not_used_again(stack: Stack, tmp_path: Path) -> None:
+    async with hosts(stack) as (aggregator, bus):
+        digests = [await publish(aggregator, vector(seed, SMALL)) for seed in range(IN_USE + 4)]
+        cache = ModelCache(bus, tmp_path)
+        held = await cache.hold(digests[0])
+        for digest in digests[1:]:
+            await cache.get(digest)
+        check(held, vector(0, SMALL))
+
+
 async def test_what_was_just_made_is_taken_over(stack: Stack, tmp_path: Path) -> None:
     values = vector(6)
     async with hosts(stack) as (aggregator, bus):
-        digest = await publish(aggregator, values)
+        made = await published(aggregator, values)
+        digest = made.digest
         cache = ModelCache(bus, tmp_path)
         part = tmp_path / "made.part"
         values.tofile(part)
-        await cache.add(digest, [TensorSpec(name="w", shape=[SIZE], dtype="float32", group="lossy")], part)
+        await cache.add(digest, made.manifest, part)
         check(await cache.get(digest), values)
         check(await ModelCache(bus, tmp_path).get(digest), values)
         assert bus.chunks == 0
+
+
+async def test_what_is_being_made_stays_and_what_was_left_goes(stack: Stack, tmp_path: Path) -> None:
+    async with hosts(stack) as (aggregator, bus):
+        first, second = [await publish(aggregator, vector(seed, TWO_CHUNKS)) for seed in (8, 9)]
+        makes, lean = ModelCache(bus, tmp_path), ModelCache(bus, tmp_path, limit_bytes=0)
+        with makes.making((await read_manifest(bus, first)).table) as part:
+            part.write_bytes(b"model")
+            left = tmp_path / "0123.part"  # of a process that was killed
+            left.write_bytes(b"model")
+            await lean.get(first)
+            assert part.exists()
+            assert not left.exists()
+        await lean.get(second)
+        assert names(tmp_path, ".part") == set()
+        assert names(tmp_path, ".lock") == {first, second}
 
 
 async def test_a_folder_that_may_only_be_read_is_left_alone(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fedbus.base.errors import ChunkRefused, DigestMismatch, RemoteContractError
 from fedbus.bus import Bus
-from fedbus.bus.models import load_values, publish_model, read_manifest
+from fedbus.bus.models import PublishedModel, load_values, publish_model, read_manifest
 from fedbus.bus.store import list_subjects, put
 from fedbus.codec import Vector
 from fedbus.codec.chunk import chunk_digest
@@ -31,7 +31,7 @@ async def encoded(values: Vector) -> AsyncGenerator[bytes]:
         yield FRAMING.encode(span, values[span.offset : span.end])
 
 
-async def publish(bus: Bus, values: Vector) -> tuple[ModelManifest, int]:
+async def publish(bus: Bus, values: Vector) -> PublishedModel:
     return await publish_model(
         bus,
         encoded(values),
@@ -48,14 +48,14 @@ async def test_what_is_published_is_read(stack: Stack, size: int, messages: int)
     values = np.random.default_rng(size).standard_normal(size, dtype=np.float32)
     async with parties(stack, "aggregator", "w-model") as (aggregator, worker):
         before = await list_subjects(aggregator, subjects.MODELS, "fb.model.>")
-        manifest, weight = await publish(aggregator, values)
+        made = await publish(aggregator, values)
         stored = (await list_subjects(aggregator, subjects.MODELS, "fb.model.>")).keys() - before.keys()
         assert len(stored) == messages
-        found = await read_manifest(worker, manifest.digest())
-        assert found == manifest
+        found = await read_manifest(worker, made.digest)
+        assert found.model_copy(update={"body": None}) == made.manifest
         np.testing.assert_array_equal(await load_values(worker, found), values)
-        assert (manifest.body is None) == (messages > 1)
-        assert weight == len(manifest.pack()) + (manifest.size_bytes if messages > 1 else 0)
+        assert (found.body is None) == (messages > 1)
+        assert made.wire_bytes == len(found.pack()) + (found.size_bytes if messages > 1 else 0)
 
 
 async def stored(bus: Bus, manifest: ModelManifest) -> ModelManifest:
@@ -65,8 +65,8 @@ async def stored(bus: Bus, manifest: ModelManifest) -> ModelManifest:
 
 async def test_a_body_that_lies_is_refused(stack: Stack) -> None:
     async with parties(stack, "aggregator") as (aggregator,):
-        small, _ = await publish(aggregator, np.ones(1000, np.float32))
-        large, _ = await publish(aggregator, np.ones(300_000, np.float32))
+        small = (await publish(aggregator, np.ones(1000, np.float32))).manifest
+        large = (await publish(aggregator, np.ones(300_000, np.float32))).manifest
         with pytest.raises(RemoteContractError, match="a body beside several chunks"):
             await stored(aggregator, large.model_copy(update={"body": b"x"}))
         other = small.model_copy(update={"body": b"x" * 100})

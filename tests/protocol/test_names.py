@@ -11,6 +11,7 @@ from fedbus_schemas.messages import Progress
 
 def test_subjects_and_back() -> None:
     assert subjects.log_of("run-1", 3, "planner") == "fb.round.run-1.3.log.planner"
+    assert subjects.parse_announce("fb.announce.run-1") == "run-1"
     assert subjects.parse_log("fb.round.run-1.3.log.planner") == ("run-1", 3, "planner")
     leaf = subjects.update("run-1", 3, "w1", "0", "abcd", "manifest")
     assert leaf == "fb.update.run-1.3.w1.0.abcd.manifest"

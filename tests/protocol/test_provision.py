@@ -12,6 +12,7 @@ from fedbus.bus import Bus
 from fedbus.bus.lean import LeanLink
 from fedbus.bus.provision import (
     ANNOUNCEMENT_TTL_S,
+    LEASE_TTL_S,
     OLDEST_SERVER,
     UNLIMITED_STORAGE,
     check_server,
@@ -44,6 +45,7 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "FB_MODELS": ("fb.model.>", WRITE_ONCE),
     "FB_EVENTS": ("fb.event.>", LOOSE),
     "FB_TELEMETRY": ("fb.otel.*", {**LOOSE, "max_msgs_per_subject": 1000}),
+    "FB_LEASES": ("fb.lease.*", {**LOOSE, "max_msgs_per_subject": 1, "max_age": LEASE_TTL_S * 10**9}),
     "KV_FB_RUNS": ("$KV.FB_RUNS.>", BUCKET),
     "KV_FB_ROSTER": ("$KV.FB_ROSTER.>", BUCKET),
     "KV_FB_REGISTRY": ("$KV.FB_REGISTRY.>", BUCKET),
@@ -76,7 +78,7 @@ async def test_a_stream_is_as_designed(stack: Stack, stream: str) -> None:
     else:
         assert "republish" not in config
     # What an acknowledgement promises is on disk, but for hints.
-    assert (config.get("persist_mode") == "async") is (stream in ("FB_EVENTS", "FB_TELEMETRY"))
+    assert (config.get("persist_mode") == "async") is (stream in ("FB_EVENTS", "FB_TELEMETRY", "FB_LEASES"))
 
 
 async def test_these_are_all(stack: Stack) -> None:

@@ -87,6 +87,7 @@ def test_no_name_can_reach_into_a_subject(name: str) -> None:
         (JSON["announcement"], ["run"]),
         (JSON["run-record"], ["name"]),
         (JSON["start-run"], ["name"]),
+        (JSON["lease-holder"], ["token"]),
         (ENTRY, ["worker", "site", "incarnation"]),
         (JOIN, ["invite", "worker"]),
         (JSON["ask-why"], ["worker", "run"]),

@@ -4,14 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
-from fedbus.bus import Bus
+from fedbus.bus import Bus, Message
+from fedbus.bus.connection import REQUEST_TIMEOUT_S
 from fedbus.bus.credentials import Credentials
 from fedbus.bus.provision import provision
 from support.natsd import Stack
 from support.proxy import Proxy
+
+Ask = Callable[[], Awaitable[Message]]
+
+
+class Tapped(Bus):
+    """A connection whose requests a test looks at, holds up, or answers itself, in `tap`."""
+
+    async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
+        """The answer to a request; `ask` gets the broker's own."""
+        return await ask()
+
+    async def request(
+        self,
+        subject: str,
+        data: bytes = b"",
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> Message:
+        ask = partial(super().request, subject, data, headers=headers, timeout_s=timeout_s)
+        return await self.tap(subject, data, ask)
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from fedbus_schemas.messages import (
     Announcement,
     EndedRound,
     InboxNotices,
+    LeaseHolder,
     Notice,
     RunRecord,
     StartRun,
@@ -193,6 +194,7 @@ JSON: dict[str, Wire] = {
     "inbox": InboxNotices(notices=[Notice(run="r", round=1, attempt="a", code="late", reason="too late")]),
     "beat": beat("w1", labels={"gpu": "yes"}, leaving=True),
     "progress": progress("w1", 3, failed="out of memory"),
+    "lease-holder": LeaseHolder(token="t0", place="process 7 on host-a"),
     "abort-run": AbortRun(run="run-0001", reason="wrong data"),
     "aborting": Aborting(run="run-0001", reason="wrong data"),
     "start-run": StartRun(plan={"task": "digits", "close": {"target": 1.0}}, name="mine", token="t0"),
@@ -257,4 +259,7 @@ PACKED: dict[str, UpdateManifest | ModelManifest | EvaluationReport] = {
     "first-update-manifest": UPDATE.model_copy(update={"base": None, "table": TABLE, "body": b"\x00\xff"}),
     "model-manifest": MODEL,
     "small-model-manifest": MODEL.model_copy(update={"body": b"\x00\xff"}),
+    "delta-manifest": MODEL.model_copy(
+        update={"round": 2, "parent": BASE, "codec": "ecq", "values": [digest("1")]}
+    ),
 }

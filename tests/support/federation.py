@@ -14,15 +14,13 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from fedbus.api.federation import Federation
 from fedbus.bus import Bus, Credentials
 from fedbus.bus.log import RoundLog
-from fedbus.bus.models import load_model, read_manifest
+from fedbus.bus.models import load_values, read_manifest
 from fedbus.bus.provision import provision
 from fedbus.bus.store import persist
 from fedbus.codec import Vector
-from fedbus.codec.grid import Grid
 from fedbus.rounds.fold import Round
 from fedbus.runtime.child import Trainer
 from fedbus_aggregator.service import Aggregator
@@ -226,10 +224,7 @@ class Parties:
     async def model(self, digest: str | None) -> Vector:
         """Download a model as one flat vector."""
         assert digest is not None, "there is no model"
-        manifest = await read_manifest(self.operator, digest)
-        values = np.empty(Grid.of(manifest.table).size, np.float32)
-        await load_model(self.operator, manifest, values)
-        return values
+        return await load_values(self.operator, await read_manifest(self.operator, digest))
 
     async def stop(self) -> None:
         for party in [*self.workers.values(), *self._parties]:

@@ -110,8 +110,6 @@ class Agent:
         self._announced = Announced(self.name)
         self._incarnation = random_token()
         self._capabilities = _capabilities(tasks)
-        self._ended: set[RoundRef] = set()  # given up or refused: not tried again
-        self._unscored: set[RoundRef] = set()  # whose last model could not be scored: not tried again
         self._current: tuple[Assignment, asyncio.Task[None]] | None = None
         self._progress: Told | None = None
         self._read = False  # what is open was read at least once
@@ -162,18 +160,20 @@ class Agent:
         for notice in inbox.notices:
             ref = RoundRef(notice.run, notice.round)
             # An inbox also tells of earlier rounds, and of attempts that another process of our name made.
-            if ref not in self._ended and self._work.has_attempt(ref, notice.attempt):
+            if not self._announced.has_given_up(ref) and self._work.has_attempt(ref, notice.attempt):
                 about = {"run": ref.run, "round": ref.number, "code": notice.code}
                 # Two members make the first model, so that one may fail: the second is no trouble.
                 level = logging.INFO if notice.code == "not-needed" else logging.WARNING
                 log.log(level, "our update was refused: %s", notice.reason, extra=about)
-                self._ended.add(ref)
+                self._announced.give_up(ref)
                 self._wake.set()
 
     async def _read_open(self) -> None:
         """Read what is open and our inbox: after a connect, and at each beat, in case a message was lost."""
-        for message in await get_last(self._bus, subjects.ANNOUNCE, [subjects.ALL_ANNOUNCEMENTS]):
+        stored = await get_last(self._bus, subjects.ANNOUNCE, [subjects.ALL_ANNOUNCEMENTS])
+        for message in stored:
             self._hear(message)
+        self._announced.forget([subjects.parse_announce(each.headers["Nats-Subject"]) for each in stored])
         with contextlib.suppress(StreamMissing):
             self._hear_inbox(await get(self._bus, subjects.INBOX, subjects.inbox(self.name)))
         self._read = True
@@ -183,21 +183,21 @@ class Agent:
 
     async def _follow(self) -> None:
         """Stop what is over, start what is open."""
-        for key, ref in self._work.spooled().items():
+        for ref in self._work.spooled():
             # A closed round's announcement goes after a day: a run that nobody announces is over too.
             gone = self._read and not self._announced.knows(ref.run)
             if gone or self._announced.is_over(ref):
                 if self._current and self._current[0].ref == ref:
                     await self._stop_current()
                 self._say_outcome(ref)
-                await self._work.settle(key, self._announced.counted(ref))
-        self._work.forget_runs(self._is_run_over)
+                self._work.settle(ref, self._announced.counted(ref))
+        await self._work.forget_runs(self._is_run_over)
         if self._current and self._is_over(self._current[0]):
             await self._stop_current()
         if self._current is None:
-            waiting = [a for a in self._announced.open() if a.ref not in self._ended]
-            todo = [a for a in waiting if not self._work.is_sent(a)]
-            todo += [a for a in self._announced.to_score(self._clock.now()) if self._is_score_wanted(a)]
+            todo = [a for a in self._announced.open() if not self._work.is_sent(a)]
+            to_score = self._announced.to_score(self._clock.now())
+            todo += [a for a in to_score if self._work.is_score_wanted(a)]
             if todo:
                 self._current = (todo[0], asyncio.create_task(self._do(todo[0])))
 
@@ -206,9 +206,6 @@ class Agent:
 
     def _is_run_over(self, run: str) -> bool:
         return self._announced.is_run_over(run) or (self._read and not self._announced.knows(run))
-
-    def _is_score_wanted(self, assignment: Assignment) -> bool:
-        return assignment.ref not in self._unscored and self._work.is_score_wanted(assignment)
 
     def _say_outcome(self, ref: RoundRef) -> None:
         counted = self._announced.counted(ref)
@@ -269,11 +266,10 @@ class Agent:
         log.error("round given up: %s", reason, extra={"run": ref.run, "round": ref.number})
         if details:
             log.error("%s", details)
+        self._announced.give_up(ref, scoring=assignment.only_scores)
         if assignment.only_scores:
-            self._unscored.add(ref)
             self._progress = None
             return
-        self._ended.add(ref)
         self._progress = Told(assignment, "train", 0.0, self._clock.now(), failed=reason[:2000])
         self._news.set()
 

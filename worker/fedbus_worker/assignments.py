@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from fedbus.rounds.planning import derive_seed
@@ -28,11 +28,6 @@ class Assignment:
     def only_scores(self) -> bool:
         """Nothing is left to train: the run's last model is to be scored on this member's data."""
         return self.announcement.state == "closed"
-
-    @property
-    def key(self) -> str:
-        """Names the assignment's files."""
-        return f"{self.ref.run}.{self.ref.number}.{self.member.node}"
 
     @property
     def seed(self) -> int:
@@ -61,11 +56,12 @@ class Assignment:
 
 
 class Announced:
-    """The last announcement of every run that this worker heard of."""
+    """The last announcement of every run that this worker heard of, and what it gave up of them."""
 
     def __init__(self, worker: str) -> None:
         self._worker = worker
         self._last: dict[str, Announcement] = {}
+        self._given_up: set[tuple[RoundRef, bool]] = set()  # a round's training, or (True) its score
 
     def hear(self, announcement: Announcement) -> bool:
         """Note an announcement; False when it is old, repeated, or not what its digest says."""
@@ -77,10 +73,36 @@ class Announced:
         if announcement.plan_digest != (known.plan_digest if known and same else announcement.plan.digest()):
             return False
         self._last[announcement.run] = announcement
+        # The round before may still have its files here, and its refusal in our inbox.
+        self._given_up = {
+            (ref, scoring)
+            for ref, scoring in self._given_up
+            if ref.run != announcement.run or ref.number >= announcement.round - 1
+        }
         return True
 
+    def give_up(self, ref: RoundRef, *, scoring: bool = False) -> None:
+        """Offer a round no more: its training failed or was refused, or the score of its model failed."""
+        self._given_up.add((ref, scoring))
+
+    def has_given_up(self, ref: RoundRef) -> bool:
+        """Whether the training of a round was given up lately."""
+        return (ref, False) in self._given_up
+
+    def forget(self, announced: Collection[str]) -> None:
+        """Forget runs that are over and announced no more.
+
+        One that looks open stays: a replica of the stream that is behind may not know it yet.
+
+        Args:
+            announced: runs that are.
+        """
+        gone = {r for r, news in self._last.items() if news.state == "closed"} - set(announced)
+        self._last = {run: news for run, news in self._last.items() if run not in gone}
+        self._given_up = {(ref, scoring) for ref, scoring in self._given_up if ref.run not in gone}
+
     def open(self) -> list[Assignment]:
-        """This worker's seats in open rounds, longest open first."""
+        """This worker's seats in open rounds that it did not give up, longest open first."""
         return self._seats(lambda announcement: announcement.state == "open")
 
     def to_score(self, now: float) -> list[Assignment]:
@@ -101,7 +123,8 @@ class Announced:
             for member in announcement.members
             if member.worker == self._worker
         ]
-        return sorted(found, key=lambda a: a.announcement.opened_at)
+        left = [each for each in found if (each.ref, each.only_scores) not in self._given_up]
+        return sorted(left, key=lambda a: a.announcement.opened_at)
 
     def knows(self, run: str) -> bool:
         """Whether anything of this run is announced."""

@@ -173,20 +173,25 @@ def _read_vector(path: str) -> NDArray[np.float32]:
 
 
 def _new_vector(path: str, size: int) -> NDArray[np.float32]:
-    """A new file's vector, in memory shared with the agent.
+    """The vector of a file, in memory shared with the agent; its last one's file is used again.
 
     Its space is reserved: on a full disk, writing to unreserved shared memory kills the process
     (SIGBUS), where this is an error that says so.
     """
     import numpy as np
 
-    Path(path).unlink(missing_ok=True)  # the agent may still look at the old one
+    try:
+        if Path(path).stat().st_size == 4 * size:
+            return np.memmap(path, np.float32, "r+", shape=(size,))
+    except FileNotFoundError:
+        pass
     with Path(path).open("wb+") as file:
         if hasattr(os, "posix_fallocate"):
             try:
                 os.posix_fallocate(file.fileno(), 0, 4 * size)
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # some file systems cannot
+                    Path(path).unlink()
                     raise
         return np.memmap(file, np.float32, "w+", shape=(size,))
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack
-from pathlib import Path
 
 from fedbus.base.errors import FedbusError, PayloadTooLarge
-from fedbus.bus.modelfile import read_vector
+from fedbus.bus.modelfile import read_vector, write_all
 from fedbus.bus.threads import apart
 from fedbus.codec.auto import AUTO, choose
 from fedbus.codec.chunk import chunk_digest
@@ -42,12 +42,9 @@ class Encoding:
         assignment: what it is for.
         spool: where `delta` is, and where the chunks go.
         trained: what the task said of its work. Encoding it again gives the same bytes.
-        residual: what earlier updates of the run lost, where the codec wants it and there is a file.
     """
 
-    def __init__(
-        self, assignment: Assignment, spool: Spool, trained: SpooledTraining, residual: Path
-    ) -> None:
+    def __init__(self, assignment: Assignment, spool: Spool, trained: SpooledTraining) -> None:
         self.grid = Grid.of(trained.table)
         self.sizes: list[int] = []  # of the chunks that are encoded
         news, member = assignment.announcement, assignment.member
@@ -56,7 +53,6 @@ class Encoding:
         self._news = news
         self._spool = spool
         self._trained = trained
-        self._residual = residual
         self._digests: list[str] = []
         self._grown = asyncio.Event()
         self._stopped = False
@@ -84,7 +80,8 @@ class Encoding:
 
         def grew() -> None:
             report(len(self.sizes) / len(self.grid.spans))
-            loop.call_soon_threadsafe(self._grown.set)
+            if not self.is_small:  # nobody follows
+                loop.call_soon_threadsafe(self._grown.set)
 
         try:
             return await apart(self.grid.bytes, self._encode, grew)
@@ -117,21 +114,22 @@ class Encoding:
         framing = Framing(coded.name, coded.params)
         weight = 0
         with ExitStack() as files:
-            file = files.enter_context(self._spool.chunks.open("wb"))
+            # In place, and all of it at once: the upload reads what is encoded.
+            chunks = os.open(self._spool.chunks, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            files.callback(os.close, chunks)
             feedback = self._feedback(framing)
             encode = files.enter_context(feedback).encode if feedback else framing.encode
             for span, values in read_vector(self._spool.delta, self.grid):
                 if self._stopped:
                     raise Stopped("the round is over")
                 data = encode(span, values)
-                weight += len(data)
+                start, weight = weight, weight + len(data)
                 if weight > plan.max_update_bytes:
                     raise PayloadTooLarge(
                         f"the update weighs more than the plan allows, {plan.limits.mb_per_worker:g} MB",
                         hint="raise limits.mb_per_worker, or choose a codec that compresses more",
                     )
-                file.write(data)
-                file.flush()  # the upload reads it
+                write_all(chunks, memoryview(data), start)
                 self._digests.append(chunk_digest(data))
                 self.sizes.append(len(data))
                 grew()
@@ -156,7 +154,6 @@ class Encoding:
         )
         update = SpooledUpdate(manifest=manifest, sizes=self.sizes)
         self._spool.save(update)
-        self._spool.delta.unlink()
         return update
 
     def _coded(self) -> tuple[Named, str | None]:
@@ -171,9 +168,9 @@ class Encoding:
 
     def _feedback(self, framing: Framing) -> Feedback | None:
         # Where the codec is chosen anew each time, one that needs none may follow one that does.
-        if not framing.feedback and not self._residual.exists():
+        if not framing.feedback and not self._spool.residual.exists():
             return None
-        return Feedback(framing, self.grid, self._residual, self._spool.losing)
+        return Feedback(framing, self.grid, self._spool.residual, self._spool.losing)
 
 
 def seat_of(manifest: UpdateManifest) -> Seat:

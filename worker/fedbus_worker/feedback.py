@@ -6,73 +6,24 @@ counted, it becomes the run's residual, by one rename. If it did not, the residu
 was, and what the worker trained in that round is lost, as without feedback: it belongs to a
 model that the others have left. So nothing is sent twice, whenever the worker is killed.
 
-A file is the lossy part of the vector as flat float32, then a CRC-32 of each chunk. It is not
-synced: what a power cut damages is noticed, and counts as nothing lost.
+What a power cut damages of a residual is noticed, and counts as nothing lost.
 """
 
 from __future__ import annotations
 
-import io
 import logging
-import zlib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
 import numpy as np
+from fedbus.bus.modelfile import scratch_of
+from fedbus.bus.residualfile import Losing, Residual, ResidualDamaged
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid, Span
-from numpy.typing import NDArray
-
-from fedbus_worker.spool import Spool
 
 log = logging.getLogger(__name__)
-
-# More runs and nodes than a worker has at a time; the residual that was not used for longest goes first.
-KEPT = 64
-_SUM = np.dtype("<u4")
-
-
-class Residuals:
-    """The files of all runs that this worker takes part in."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._runs = {path.name.partition(".")[0] for path in folder.iterdir()}
-
-    def path(self, key: str) -> Path:
-        """Where the residual of an assignment's run and node is, if there is one."""
-        run, _, node = key.split(".")
-        return self._folder / f"{run}.{node}"
-
-    def settle(self, key: str, spool: Spool, counted: bool | None) -> None:
-        """The round of an assignment is over: what its update lost counts if the update did.
-
-        Args:
-            key: the assignment's.
-            spool: its folder.
-            counted: None where it is not known any more. An update that was offered may have counted,
-                and nothing must be sent twice.
-        """
-        if not (spool.offered if counted is None else counted) or not spool.lost.exists():
-            return
-        spool.lost.replace(self.path(key))
-        self._runs.add(key.partition(".")[0])
-        files = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)
-        for oldest in files[:-KEPT]:
-            oldest.unlink()
-
-    def runs(self) -> list[str]:
-        """Runs that have a residual."""
-        return sorted(self._runs)
-
-    def forget(self, run: str) -> None:
-        """Delete what is kept of a run."""
-        for path in self._folder.glob(f"{run}.*"):
-            path.unlink()
-        self._runs.discard(run)
 
 
 class Feedback:
@@ -87,13 +38,11 @@ class Feedback:
 
     def __init__(self, framing: Framing, grid: Grid, residual: Path, losing: Path) -> None:
         self._framing = framing
-        self._spans = [span for span in grid.spans if span.group == "lossy"]
         self._losing = losing
-        self._scratch = np.empty(max((span.count for span in self._spans), default=0), np.float32)
-        self._sums = np.zeros(len(self._spans), _SUM)
+        self._scratch = scratch_of(grid)
         self._files = ExitStack()
-        self._old, self._old_sums = self._open(residual)
-        self._new = self._files.enter_context(io.FileIO(losing, "w"))
+        self._old = self._open(residual, grid)
+        self._new = self._files.enter_context(Losing(losing, grid))
 
     def __enter__(self) -> Self:
         return self
@@ -106,44 +55,29 @@ class Feedback:
         if span.group != "lossy":
             return self._framing.encode(span, values)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by the receiver
-            self._add(span, values)
+            if self._old is not None:
+                try:
+                    self._old.add_to(span, values, self._scratch)
+                except ResidualDamaged as error:
+                    _left_out(error)
             data = self._framing.encode_and_subtract(span, values, self._scratch)
-        self._new.seek(4 * span.offset)
-        self._new.write(values.data)
-        self._sums[span.index] = zlib.crc32(values.data)
+        self._new.write(span, values)
         return data
 
     def save(self, lost: Path) -> None:
         """All chunks are encoded: complete the file, and give it its name."""
-        self._new.seek(4 * self._elements)
-        self._new.write(self._sums.data)
-        self._files.close()
+        self._new.complete()
         self._losing.replace(lost)
 
-    @property
-    def _elements(self) -> int:
-        return sum(span.count for span in self._spans)
-
-    def _open(self, path: Path) -> tuple[io.FileIO | None, NDArray[np.uint32] | None]:
-        size = 4 * self._elements
+    def _open(self, path: Path, grid: Grid) -> Residual | None:
+        if not path.exists():
+            return None
         try:
-            file = self._files.enter_context(io.FileIO(path))
-        except FileNotFoundError:
-            return None, None
-        file.seek(size)
-        end = file.read(self._sums.nbytes + 1)
-        if len(end) != self._sums.nbytes:
-            log.warning("what earlier updates lost is of another size, and left out")
-            return None, None
-        return file, np.frombuffer(end, _SUM)
+            return self._files.enter_context(Residual(path, grid))
+        except ResidualDamaged as error:
+            _left_out(error)
+            return None
 
-    def _add(self, span: Span, values: Vector) -> None:
-        if self._old is None or self._old_sums is None:
-            return
-        kept = self._scratch[: span.count]
-        self._old.seek(4 * span.offset)
-        got = self._old.readinto(kept.data.cast("B"))
-        if got != kept.nbytes or zlib.crc32(kept.data) != self._old_sums[span.index]:
-            log.warning("what earlier updates lost is damaged, and left out", extra={"chunk": span.index})
-            return
-        values += kept
+
+def _left_out(error: ResidualDamaged) -> None:
+    log.warning("what earlier updates lost %s, and left out", error)

@@ -1,11 +1,10 @@
 """An encoded update on disk, until its round has ended: a restart resumes at the chunk it had.
 
-A folder per assignment holds `delta.f32` and `trained.json` (until all is encoded), `chunks`
-(all chunks, back to back), `update.json` (what the manifest will say; written last, so it means
-"encoded"), `stored` (a byte for each acknowledged chunk) and `sent` (the manifest is
-acknowledged); where the codec wants error feedback also `lost` (what the encoding lost) and
-`offered` (the manifest was about to be sent: it may count). The bytes that are sent again are
-the same bytes.
+A folder per run and node holds one round's files: `delta.f32` (what was trained) and `trained` (what
+was said of it, where encoding takes a while), `chunks` (all chunks, back to back), `update` (what the
+manifest will say; written last, so it means "encoded") and `stored` (a byte for each acknowledged
+chunk); where the codec wants error feedback also `lost` (what the encoding lost). The next round writes
+over them, and the folder goes with its run. The bytes that are sent again are the same bytes.
 
 Nothing here is synced to the disk: a kill of the worker loses no write, and what a power
 cut damages is noticed by `intact` and made anew.
@@ -13,31 +12,35 @@ cut damages is noticed by `intact` and made anew.
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
+import os
 import shutil
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
-from fedbus.bus.threads import apart
-from fedbus_schemas.base import Metrics, Token, Wire
+from fedbus.codec.chunk import chunk_digest
+from fedbus_schemas.base import Metrics, RoundNumber, Token, Wire
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.update import TensorSpec, UpdateManifest
-from pydantic import ValidationError
 
-W = TypeVar("W", bound=Wire)
+from fedbus_worker.record import Record
+
+# Marks of `update`. An update that is offered may have reached the broker.
+_ENCODED, _OFFERED, _SENT = 1, 2, 3
 
 
 class SpooledUpdate(Wire):
-    """What `update.json` keeps."""
+    """What `update` keeps."""
 
     manifest: UpdateManifest
     sizes: list[int]
 
 
 class SpooledTraining(Wire):
-    """What `trained.json` keeps: with `delta.f32` it can be encoded again, as the same bytes."""
+    """What `trained` keeps: with `delta.f32` it can be encoded again, as the same bytes."""
 
+    round: RoundNumber
     attempt: Token
     table: list[TensorSpec]
     num_examples: int
@@ -46,13 +49,33 @@ class SpooledTraining(Wire):
 
 
 class Spool:
-    """One assignment's folder. One process owns it, and reads `update.json` once."""
+    """The folder of a run and node. One process owns it, and reads it once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.run, _, self.node = folder.name.partition(".")
         folder.mkdir(parents=True, exist_ok=True)
-        self.update = self._load("update.json", SpooledUpdate)
-        self.sent = (folder / "sent").exists()
+        self._update = Record(folder / "update", SpooledUpdate)
+        self._trained = Record(folder / "trained", SpooledTraining)
+        update, trained = self._update.read(), self._trained.read()
+        self.update: SpooledUpdate | None = update[0] if update else None
+        self._mark = update[1] if update else 0
+        self._training = trained[0] if trained else None
+        at = self.update.manifest if self.update else self._training
+        self.round = at.round if at else None
+        self._empty = False
+        if at is None:
+            self._clear()  # what a kill left of an earlier round
+
+    @property
+    def ref(self) -> RoundRef | None:
+        """The round that this is of; None between two."""
+        return None if self.round is None else RoundRef(self.run, self.round)
+
+    @property
+    def sent(self) -> bool:
+        """Whether the manifest is acknowledged."""
+        return self._mark == _SENT
 
     @property
     def delta(self) -> Path:
@@ -61,13 +84,18 @@ class Spool:
 
     @property
     def chunks(self) -> Path:
-        """The encoded chunks, back to back."""
+        """The encoded chunks, back to back; what follows them means nothing."""
         return self.folder / "chunks"
 
     @property
     def lost(self) -> Path:
         """What the encoding lost; see `fedbus_worker.feedback`."""
         return self.folder / "lost"
+
+    @property
+    def residual(self) -> Path:
+        """What earlier updates of the run lost."""
+        return self.folder / "residual"
 
     @property
     def losing(self) -> Path:
@@ -77,28 +105,44 @@ class Spool:
     @property
     def offered(self) -> bool:
         """Whether a manifest that has `lost` beside it may have reached the broker."""
-        return (self.folder / "offered").exists()
+        return self._mark in (_OFFERED, _SENT)
 
     def offer(self) -> None:
-        """The manifest is about to be sent."""
+        """The manifest is about to be sent: it matters where something was lost."""
         if self.lost.exists():
-            (self.folder / "offered").touch()
+            self._set(_OFFERED)
+
+    def mark_sent(self) -> None:
+        """The manifest is acknowledged: nothing is left to do but to wait for the round's end.
+
+        Where that cannot be written, a restart sends the manifest again, and hears that it is there.
+        """
+        with suppress(OSError):
+            self._set(_SENT)
+        self._mark = _SENT
+
+    def _set(self, mark: int) -> None:
+        self._update.mark(mark)
+        self._mark = mark
 
     def save(self, update: SpooledUpdate) -> None:
-        """Write `update.json`, whole or not at all."""
-        self._write("update.json", update)
-        self.update = update
+        """Write `update`: all is encoded."""
+        self._empty = False
+        self._update.write(update, _ENCODED)
+        self.update, self._mark, self.round = update, _ENCODED, update.manifest.round
 
     def save_training(self, trained: SpooledTraining) -> None:
-        """Write `trained.json`: from now on a restart need not train again."""
-        self._write("trained.json", trained)
+        """Write `trained`: from now on a restart need not train again."""
+        self._empty = False
+        self._trained.write(trained, _ENCODED)
+        self._training, self.round = trained, trained.round
 
     def training(self) -> SpooledTraining | None:
-        """What was trained and not encoded to its end, if `delta` is still what the trainer wrote.
+        """What was trained and is not encoded to its end, if `delta` is still what the trainer wrote.
 
         It is not synced: after a power cut nobody could tell, so it counts until the machine starts again.
         """
-        found = self._load("trained.json", SpooledTraining)
+        found = self._training
         if found is None or found.boot is None or found.boot != boot_id():
             return None
         size = 4 * sum(tensor.size for tensor in found.table)
@@ -107,39 +151,41 @@ class Spool:
         except FileNotFoundError:
             return None
 
-    def _load(self, name: str, kind: type[W]) -> W | None:
-        try:
-            return kind.model_validate_json((self.folder / name).read_bytes())
-        except (FileNotFoundError, ValidationError):
-            return None
-
-    def _write(self, name: str, value: Wire) -> None:
-        temporary = (self.folder / name).with_suffix(".new")
-        temporary.write_text(value.model_dump_json())
-        temporary.replace(self.folder / name)
-
-    def mark_sent(self) -> None:
-        """The manifest is acknowledged: nothing is left to do but to wait for the round's end.
-
-        Where the disk is full, a restart sends the manifest again, and hears that it is there.
-        """
-        self.sent = True
-        with suppress(OSError):
-            (self.folder / "sent").touch()
-
     def intact(self, update: SpooledUpdate) -> bool:
         """Whether every chunk on disk is the one that the manifest lists."""
         try:
             chunks = (self.read(update.sizes, i) for i in range(len(update.sizes)))
-            return [hashlib.sha256(chunk).hexdigest() for chunk in chunks] == update.manifest.chunks
+            return [chunk_digest(chunk) for chunk in chunks] == update.manifest.chunks
         except OSError:
             return False
 
-    def restart(self) -> None:
-        """Forget what was stored of an earlier attempt: another encoding follows."""
-        for name in ("sent", "stored", "update.json", "trained.json", "lost", "lost.part", "offered"):
+    def settle(self, counted: bool | None) -> None:
+        """The round is over: what its update lost counts if the update did.
+
+        Args:
+            counted: None where it is not known any more. An update that was offered may have counted,
+                and nothing must be sent twice.
+        """
+        if self.offered if counted is None else counted:
+            with suppress(FileNotFoundError):
+                self.lost.replace(self.residual)
+        self._clear()
+
+    def begin(self, number: int) -> None:
+        """A round, or another attempt at it, begins."""
+        self._clear()
+        self.round = number
+
+    def _clear(self) -> None:
+        self.round = None
+        if self._empty:
+            return
+        self._update.clear()
+        self._trained.clear()
+        self.update, self._mark, self._training = None, 0, None
+        for name in ("stored", "lost"):
             (self.folder / name).unlink(missing_ok=True)
-        self.update, self.sent = None, False
+        self._empty = True
 
     def stored(self) -> set[int]:
         """Chunks with an acknowledgement on record."""
@@ -151,53 +197,66 @@ class Spool:
 
     def note_stored(self, index: int) -> None:
         """Record an acknowledgement. Losing it costs a repeat: nothing is synced, a full disk is no error."""
-        path = self.folder / "stored"
         with suppress(OSError):
-            path.touch()
-            with path.open("r+b") as file:
-                file.seek(index)
-                file.write(b"\x01")
+            descriptor = os.open(self.folder / "stored", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.pwrite(descriptor, b"\x01", index)
+            finally:
+                os.close(descriptor)
 
     def read(self, sizes: list[int], index: int) -> bytes:
         """One chunk, by the sizes of those before it and its own."""
         with self.chunks.open("rb", buffering=0) as file:
-            file.seek(sum(sizes[:index]))
-            return file.read(sizes[index])
+            return os.pread(file.fileno(), sizes[index], sum(sizes[:index]))
 
     def remove(self) -> None:
         """Delete everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.update, self.sent = None, False
 
 
 class Spools:
-    """The folders of all assignments that have files."""
+    """The folders of all runs that this worker takes part in."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._open = {path.name: Spool(path) for path in sorted(folder.iterdir()) if _ref(path.name)}
+        names = [path.name for path in sorted(folder.iterdir()) if _is_seat(path.name)]
+        self._open = {name: Spool(folder / name) for name in names}
 
-    def open(self, key: str) -> Spool:
-        """The folder of an assignment, made where there is none."""
-        if key not in self._open:
-            self._open[key] = Spool(self._folder / key)
-        return self._open[key]
+    def open(self, ref: RoundRef, node: str) -> Spool:
+        """The folder for a round, made where there is none; what another round left is forgotten."""
+        name = f"{ref.run}.{node}"
+        if name not in self._open:
+            self._open[name] = Spool(self._folder / name)
+        spool = self._open[name]
+        if spool.round != ref.number:
+            spool.begin(ref.number)
+        return spool
 
-    def known(self, key: str) -> Spool | None:
-        """The folder of an assignment, if there is one."""
-        return self._open.get(key)
+    def known(self, ref: RoundRef, node: str) -> Spool | None:
+        """The folder of a round, if it holds anything of it."""
+        return next((spool for spool in self.of(ref) if spool.node == node), None)
 
-    def refs(self) -> dict[str, RoundRef]:
-        """The rounds of all assignments, by key."""
-        return {key: ref for key in self._open if (ref := _ref(key))}
+    def of(self, ref: RoundRef) -> list[Spool]:
+        """The folders that hold anything of a round."""
+        return [spool for spool in self._open.values() if spool.ref == ref]
 
-    async def forget(self, key: str) -> None:
-        """Delete an assignment's files."""
-        if spool := self._open.pop(key, None):
-            await apart(spool.update.manifest.size_bytes if spool.update else 0, spool.remove)
+    def refs(self) -> set[RoundRef]:
+        """Rounds of which anything is held."""
+        return {spool.ref for spool in self._open.values() if spool.ref}
+
+    def runs(self) -> set[str]:
+        """Runs that have a folder."""
+        return {spool.run for spool in self._open.values()}
+
+    async def forget(self, run: str) -> None:
+        """Delete the files of a run."""
+        for spool in [spool for spool in self._open.values() if spool.run == run]:
+            del self._open[spool.folder.name]
+            await asyncio.to_thread(spool.remove)
 
 
+@cache
 def boot_id() -> str | None:
     """Names the time since this machine started; None where the system does not say (macOS)."""
     try:
@@ -206,8 +265,7 @@ def boot_id() -> str | None:
         return None
 
 
-def _ref(name: str) -> RoundRef | None:
-    """The round of an assignment's key; a stray file has none."""
-    run, _, rest = name.partition(".")
-    number, _, node = rest.partition(".")
-    return RoundRef(run, int(number)) if number.isascii() and number.isdigit() and node else None
+def _is_seat(name: str) -> bool:
+    """Whether a name is that of a run and a node; a stray file has none."""
+    run, _, node = name.partition(".")
+    return bool(run and node) and "." not in node

@@ -10,6 +10,7 @@ from pathlib import Path
 from fedbus.base.clock import random_token
 from fedbus.bus import Bus
 from fedbus.bus.modelcache import ModelCache
+from fedbus.bus.models import pack_with_body
 from fedbus.bus.store import Publisher
 from fedbus.runtime.child import Trainer
 from fedbus.tasks.task import Trained
@@ -21,16 +22,11 @@ from fedbus_schemas.update import EvaluationReport, TensorSpec, UpdateManifest
 
 from fedbus_worker.assignments import Assignment
 from fedbus_worker.encoding import Encoding, Seat, seat_of
-from fedbus_worker.feedback import Residuals
 from fedbus_worker.scoring import Scoring
 from fedbus_worker.spool import Spool, SpooledTraining, SpooledUpdate, Spools, boot_id
 
 Report = Callable[[Phase, float], None]
 log = logging.getLogger(__name__)
-
-
-def _untold(*_: object) -> None:
-    """Progress of which nobody needs to hear."""
 
 
 class Work:
@@ -49,14 +45,13 @@ class Work:
         self._trainer = trainer
         self._models = models
         self._spools = Spools(state / "spool")
-        self._residuals = Residuals(state / "residuals")
         self._data = str(data) if data else None
         self._labels = labels
         self._scoring = Scoring(bus, trainer, state / "scores")
 
     def is_sent(self, assignment: Assignment) -> bool:
         """Whether the manifest of this assignment was acknowledged."""
-        spool = self._spools.known(assignment.key)
+        spool = self._spools.known(assignment.ref, assignment.member.node)
         return spool is not None and spool.sent
 
     def is_score_wanted(self, assignment: Assignment) -> bool:
@@ -75,26 +70,25 @@ class Work:
         report("evaluate", 1.0)
         return sent
 
-    def spooled(self) -> dict[str, RoundRef]:
-        """Assignments that have files: keys and rounds."""
+    def spooled(self) -> set[RoundRef]:
+        """Rounds of which there are files."""
         return self._spools.refs()
 
     def has_attempt(self, ref: RoundRef, attempt: str | None) -> bool:
         """Whether an attempt at a round is the one that is spooled here."""
-        spools = [self._spools.open(key) for key, spooled in self.spooled().items() if spooled == ref]
-        return any(spool.update is not None and spool.update.manifest.attempt == attempt for spool in spools)
+        updates = [spool.update for spool in self._spools.of(ref)]
+        return any(update is not None and update.manifest.attempt == attempt for update in updates)
 
-    async def settle(self, key: str, counted: bool | None) -> None:
-        """An assignment's round is over: keep what its update lost if it counted; delete its files."""
-        if spool := self._spools.known(key):
-            self._residuals.settle(key, spool, counted)
-        await self._spools.forget(key)
+    def settle(self, ref: RoundRef, counted: bool | None) -> None:
+        """A round is over: keep what its update lost if it counted; forget the rest."""
+        for spool in self._spools.of(ref):
+            spool.settle(counted)
 
-    def forget_runs(self, over: Callable[[str], bool]) -> None:
-        """Delete what updates lost in runs that are over."""
-        for run in self._residuals.runs():
+    async def forget_runs(self, over: Callable[[str], bool]) -> None:
+        """Delete the files of runs that are over."""
+        for run in self._spools.runs():
             if over(run):
-                self._residuals.forget(run)
+                await self._spools.forget(run)
 
     async def perform(self, assignment: Assignment, report: Report) -> SpooledUpdate:
         """Do what is left of an assignment.
@@ -103,7 +97,7 @@ class Work:
             TaskError: the training code failed.
             BusError: the broker refuses what we send.
         """
-        spool = self._spools.open(assignment.key)
+        spool = self._spools.open(assignment.ref, assignment.member.node)
         update = spool.update
         if update is not None and not await asyncio.to_thread(spool.intact, update):
             log.warning("the spooled update is damaged, and made anew", extra={"run": assignment.ref.run})
@@ -111,15 +105,18 @@ class Work:
         if update is None:
             trained = spool.training()
             if trained is None:
-                spool.restart()
+                spool.begin(assignment.ref.number)
                 if self.is_score_wanted(assignment):
                     with step("evaluate"):
                         await self.score(assignment, report)
                 trained = await self._train(assignment, spool, report)
-            encoding = Encoding(assignment, spool, trained, self._residuals.path(assignment.key))
-            if not encoding.is_small:
+            encoding = Encoding(assignment, spool, trained)
+            if encoding.is_small:
+                update = await self._encode(encoding, report)
+                await self._upload_all(spool, update, report)
+            else:
                 spool.save_training(trained)
-            update = await self._encode_and_upload(spool, encoding, report)
+                update = await self._encode_and_upload(spool, encoding, report)
         else:
             await self._upload_all(spool, update, report)
         manifest = update.manifest
@@ -134,7 +131,7 @@ class Work:
             # The plan's own seed: every member makes the same first model.
             with step("train"):
                 table = await self._trainer.init(plan.task, plan.train, plan.seed, spool.delta)
-            return _trained(table, Trained(num_examples=1))
+            return _trained(0, table, Trained(num_examples=1))
         report("download", 0.0)
         with step("download") as span:
 
@@ -157,30 +154,36 @@ class Work:
                 lambda fraction: report("train", fraction),
             )
             span.attributes["examples"] = trained.num_examples
-        return _trained(model.table, trained)
+        return _trained(assignment.ref.number, model.table, trained)
+
+    async def _encode(self, encoding: Encoding, report: Report) -> SpooledUpdate:
+        report("encode", 0.0)
+        with step("encode") as span:
+            update = await encoding.run(lambda fraction: report("encode", fraction))
+            span.attributes["bytes"] = update.manifest.size_bytes
+        return update
 
     async def _encode_and_upload(self, spool: Spool, encoding: Encoding, report: Report) -> SpooledUpdate:
         """Encode, and upload meanwhile what is encoded."""
 
         async def encode() -> SpooledUpdate:
-            report("encode", 0.0)
-            with step("encode") as span:
-                update = await encoding.run(lambda fraction: report("encode", fraction))
-                span.attributes["bytes"] = update.manifest.size_bytes
+            update = await self._encode(encoding, report)
+            report("upload", len(spool.stored()) / len(update.sizes))
             return update
+
+        def uploaded(phase: Phase, fraction: float) -> None:
+            if encoded.done():  # until then it is told how far the encoding is
+                report(phase, fraction)
 
         encoded = asyncio.create_task(encode())
         try:
-            if encoding.is_small:
-                await self._upload_all(spool, await asyncio.shield(encoded), report)
-            else:
-                await encoding.reached(0, encoded)
-                with step("upload", attempt=encoding.attempt) as span:
-                    ready = encoding.indices(encoded)
-                    await self._send_chunks(spool, encoding.seat, encoding.sizes, ready, span)
-                    update = await asyncio.shield(encoded)
-                    span.attributes["bytes"] = update.manifest.size_bytes
-                    await self._send_manifest(spool, update.manifest, report)
+            await encoding.reached(0, encoded)
+            with step("upload", attempt=encoding.attempt) as span:
+                ready = encoding.indices(encoded)
+                await self._send_chunks(spool, encoding.seat, encoding.sizes, ready, span, uploaded)
+                update = await asyncio.shield(encoded)
+                span.attributes["bytes"] = update.manifest.size_bytes
+                await self._send_manifest(spool, update.manifest, report)
         except asyncio.CancelledError:
             encoding.stop()
             raise
@@ -194,15 +197,13 @@ class Work:
         manifest, sizes = update.manifest, update.sizes
         with step("upload", attempt=manifest.attempt, bytes=manifest.size_bytes) as span:
             report("upload", 0.0)
-            missing = sorted(set(range(len(sizes))) - spool.stored())
-            if len(missing) == len(sizes) == 1:
-                # One write instead of two, where the chunk fits beside its manifest.
-                with_body = manifest.model_copy(update={"body": spool.read(sizes, 0)})
-                if len(with_body.pack()) <= self._bus.max_message:
-                    manifest, missing = with_body, []
-            if missing:
+            packed = None
+            if len(sizes) == 1:
+                packed = pack_with_body(manifest, spool.read(sizes, 0), self._bus.max_message)
+            if packed is None:
+                missing = sorted(set(range(len(sizes))) - spool.stored())
                 await self._send_chunks(spool, seat_of(manifest), sizes, _each(missing), span, report)
-            await self._send_manifest(spool, manifest, report)
+            await self._send_manifest(spool, manifest, report, packed)
 
     async def _send_chunks(
         self,
@@ -211,7 +212,7 @@ class Work:
         sizes: list[int],
         indices: AsyncIterable[int],
         span: OpenSpan,
-        report: Report = _untold,
+        report: Report,
     ) -> None:
         done = 0
 
@@ -229,14 +230,18 @@ class Work:
 
         await Publisher(self._bus).put_all(chunks(), stored)
 
-    async def _send_manifest(self, spool: Spool, manifest: UpdateManifest, report: Report) -> None:
+    async def _send_manifest(
+        self, spool: Spool, manifest: UpdateManifest, report: Report, packed: bytes | None = None
+    ) -> None:
         spool.offer()
-        await Publisher(self._bus).put(subjects.update(*seat_of(manifest), "manifest"), manifest.pack())
+        subject = subjects.update(*seat_of(manifest), "manifest")
+        await Publisher(self._bus).put(subject, packed or manifest.pack())
         report("upload", 1.0)
 
 
-def _trained(table: list[TensorSpec], trained: Trained) -> SpooledTraining:
+def _trained(number: int, table: list[TensorSpec], trained: Trained) -> SpooledTraining:
     return SpooledTraining(
+        round=number,
         attempt=random_token(),
         table=table,
         num_examples=trained.num_examples,

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
 from typing import Any, Self
 
 import numpy as np
-from fedbus_schemas import subjects
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.messages import (
     Aborting,
@@ -22,14 +20,14 @@ from fedbus_schemas.messages import (
     Waiting,
 )
 from fedbus_schemas.report import RoundReport, RunReport, RunSummary
-from pydantic import ValidationError
 
 from fedbus.api.members import Members
 from fedbus.api.models import Models
 from fedbus.api.traces import Trace, read_trace
 from fedbus.base.clock import random_token
 from fedbus.base.errors import BusError, BusUnavailable, UnknownRun
-from fedbus.bus import Bus, Credentials, Message
+from fedbus.bus import Bus, Credentials
+from fedbus.bus.hearing import hear_progress
 from fedbus.bus.log import RoundLog, read_round
 from fedbus.bus.micro import ask
 from fedbus.bus.models import load_values, read_manifest
@@ -172,14 +170,7 @@ class Federation:
 
     async def hear_progress(self, heard: Callable[[Progress], None]) -> None:
         """Be told, from now on and as long as this connection lives, how far workers are. It may be lost."""
-
-        def hear(message: Message) -> None:
-            with suppress(ValidationError):
-                progress = Progress.model_validate_json(message.data)
-                if message.subject == subjects.progress(progress.worker):
-                    heard(progress)
-
-        await self._bus.subscribe(subjects.ALL_PROGRESS, hear)
+        await hear_progress(self._bus, heard)
 
     async def rounds(self, name: str) -> AsyncGenerator[RoundReport]:
         """Follow a run round by round: each one once, when it has ended and its score is in, if one is due.

@@ -9,18 +9,18 @@ from pathlib import Path
 
 from fedbus_schemas import subjects
 from fedbus_schemas.base import is_token
-from fedbus_schemas.ids import parse_ref
 from fedbus_schemas.plan import TaskName
 from fedbus_schemas.registry import ImportModel, ModelVersion
 from fedbus_schemas.report import ModelDetails, ModelReport
 from fedbus_schemas.update import ModelManifest
 from pydantic import TypeAdapter, ValidationError
 
+from fedbus.api.refs import read_ref
 from fedbus.api.tensorfile import TensorFile, open_tensors, write_tensors
 from fedbus.base.errors import ConfigError, ModelRefused
 from fedbus.bus import Bus
 from fedbus.bus.micro import ask
-from fedbus.bus.models import load_values, publish_model, read_manifest
+from fedbus.bus.models import PublishedModel, load_values, publish_model, read_manifest
 from fedbus.bus.registry import Registry
 from fedbus.bus.store import free_bytes, persist
 from fedbus.codec.framing import Framing
@@ -110,25 +110,22 @@ class Models:
                 raise ModelRefused(f"the model has {said}")
             # Twice: nothing is stored of a file with a value that cannot be taken at its end.
             await asyncio.to_thread(_read_through, file)
-            manifest = await self._publish(name, file)
-            command = ImportModel(name=name, digest=manifest.digest(), task=_task_of(file))
+            made = await self._publish(name, file)
+            command = ImportModel(name=name, digest=made.digest, task=_task_of(file))
         # The evaluator may be starting, or starting again. To register a model twice is to register it.
         version = await persist(
             self._bus,
             lambda: ask(self._bus, "evaluator", "import", command, ModelVersion, timeout_s=REGISTER_S),
             until_s=EVALUATOR_WAIT_S,
         )
-        return model_details(version, manifest)
+        return model_details(version, made.manifest)
 
     async def _find(self, ref: str) -> tuple[ModelVersion, ModelManifest]:
-        try:
-            run, number = parse_ref(ref)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        run, number = read_ref(ref)
         version = await self._registry.find(run, number)
         return version, await read_manifest(self._bus, version.digest)
 
-    async def _publish(self, name: str, file: TensorFile) -> ModelManifest:
+    async def _publish(self, name: str, file: TensorFile) -> PublishedModel:
         framing = Framing(CODEC)
 
         async def chunks() -> AsyncGenerator[bytes]:
@@ -136,10 +133,9 @@ class Models:
             while (found := await asyncio.to_thread(next, spans, None)) is not None:
                 yield framing.encode(*found)
 
-        made, _ = await publish_model(
+        return await publish_model(
             self._bus, chunks(), run=name, round=0, parent=None, codec=CODEC, table=file.table
         )
-        return made
 
 
 def _read_through(file: TensorFile) -> None:

@@ -5,10 +5,41 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 POLL_S = 0.01
+
+
+class Patience:
+    """Says when whoever writes a file is stopped, and not slow: it has not changed for a while.
+
+    Args:
+        path: the file, which may not be there.
+        most_s: how long that is.
+    """
+
+    def __init__(self, path: Path, most_s: float) -> None:
+        self._path = path
+        self._most_s = most_s
+        self._seen: tuple[int, int] | None = None
+        self._since: float | None = None
+
+    def is_over(self, now: float, *, excused: bool) -> bool:
+        """Look at the file.
+
+        Args:
+            now: seconds, of any clock that is not set.
+            excused: nobody can be expected to get further now.
+        """
+        seen = None
+        with suppress(FileNotFoundError):
+            stat = self._path.stat()
+            seen = stat.st_size, stat.st_mtime_ns
+        if self._since is None or excused or seen != self._seen:
+            self._seen, self._since = seen, now
+        return now - self._since >= self._most_s
 
 
 class HostLock:
@@ -36,9 +67,11 @@ class HostLock:
             os.close(descriptor)
 
     @classmethod
-    async def wait_shared(cls, path: Path) -> HostLock:
-        """The lock, shared, as soon as nobody holds it alone."""
-        while (lock := cls.take(path, alone=False)) is None:  # noqa: ASYNC110  # another process ends it
+    async def wait_shared(cls, path: Path, enough: Callable[[], bool]) -> HostLock | None:
+        """The lock, shared, as soon as nobody holds it alone; None once that is waited for enough."""
+        while (lock := cls.take(path, alone=False)) is None:
+            if enough():
+                return None
             await asyncio.sleep(POLL_S)
         return lock
 

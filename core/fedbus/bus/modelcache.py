@@ -3,42 +3,60 @@
 A file is never synced on a round's way: a kill loses no write, and only a power cut can damage one. So a
 file is trusted while a living process vouches for it, by a shared lock. Whoever finds it without one
 compares it with its manifest first, chunk by chunk, and downloads what does not match; a broken-off
-download goes on in the same way, from the chunks that it had.
+download goes on in the same way, from the chunks that it had. Where a process that downloads gets no
+further, as it was stopped, each of the others makes a file of its own.
+
+A model that travels as a difference is made from its parent's file, where this host has it; else from the
+nearest older one, or a whole model and all differences since. Whether that file is right is seen by what
+comes out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import tempfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from fedbus_schemas.update import ModelManifest, TensorSpec
 
 from fedbus.base.clock import random_token
 from fedbus.bus.connection import Bus
-from fedbus.bus.hostlock import POLL_S, HostLock
-from fedbus.bus.modelfile import Progress, download
+from fedbus.bus.download import Progress, download
+from fedbus.bus.hostlock import POLL_S, HostLock, Patience
+from fedbus.bus.modelfile import write_body
 from fedbus.bus.models import read_manifest
+from fedbus.bus.ownfiles import OwnFiles
+from fedbus.codec.grid import Grid
+
+log = logging.getLogger(__name__)
 
 LIMIT_BYTES = 2_000_000_000
 MOST_FILES = 16  # and up to three more for each process
+STUCK_S = 60.0  # without a chunk, that a download by another process is waited for
 TRIES = 50  # to be the one who downloads, where the file is missing and the lock is busy
-IN_USE = 2  # models that one process needs at a time: a round's base, and one to score
+IN_USE = 2  # models that one process keeps beside those it holds: a round's base, and one to score
 
 
 @dataclass(frozen=True, slots=True)
 class CachedModel:
-    """A model at hand: flat float32. The file stays until the process has taken a few others."""
+    """A model at hand: flat float32. The file stays while it is held, or until a few others were taken."""
 
     path: Path
-    table: list[TensorSpec]
-    lock: HostLock
+    manifest: ModelManifest  # without its body
+    lock: HostLock | None  # None: it is nobody else's
+
+    @property
+    def table(self) -> list[TensorSpec]:
+        """Its tensors, in wire order."""
+        return self.manifest.table
 
 
 class ModelCache:
@@ -52,10 +70,11 @@ class ModelCache:
 
     def __init__(self, bus: Bus, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
         self._bus = bus
-        self._folder = folder
+        self.folder = folder
         self._limit = limit_bytes
         self._held: OrderedDict[str, CachedModel] = OrderedDict()
-        self._added = 0
+        self._holds: Counter[str] = Counter()
+        self._own = OwnFiles(folder)
         self._make_folder()
 
     async def get(self, digest: str, progress: Progress = lambda share: None) -> CachedModel:
@@ -69,94 +88,150 @@ class ModelCache:
             StreamMissing: the broker does not have it.
             DigestMismatch, ChunkRefused, RemoteContractError: what it has is something else.
         """
-        if digest in self._held and not self._has(digest):
-            self._held.pop(digest).lock.release()  # somebody cleaned up
+        if digest in self._held and not self._held[digest].path.exists():
+            self._let_go(self._held.pop(digest))  # somebody cleaned up
         if digest not in self._held:
             manifest = await read_manifest(self._bus, digest)
-            self._make_folder()
             if manifest.body is None:
-                lock = await self._once(digest, manifest, progress)
+                self._make_folder()
+                self._take(digest, await self._once(digest, manifest, progress))
             else:
                 # It came with its manifest: cheaper to write than to look whether another process did.
-                lock = await self._at_once(digest, manifest, progress)
-            self._hold(digest, manifest.table, lock)
+                path = await self._own_file(manifest)
+                whole = manifest.model_copy(update={"body": None})
+                self._take(digest, CachedModel(path, whole, None))
         held = self._held[digest]
         self._held.move_to_end(digest)
-        os.utime(held.path)
+        if held.lock:
+            os.utime(held.path)
         return held
 
+    async def hold(self, digest: str) -> CachedModel:
+        """As `get`, and keep it until `release` was called as often."""
+        held = await self.get(digest)
+        self._holds[digest] += 1
+        return held
+
+    def release(self, digest: str) -> None:
+        """End a `hold`."""
+        self._holds[digest] -= 1
+        if not self._holds[digest]:
+            del self._holds[digest]
+
     @contextmanager
-    def making(self, name: str) -> Iterator[Path]:
+    def making(self, table: list[TensorSpec]) -> Iterator[Path]:
         """A file to write a model into, for `add`; what is not added is removed."""
-        self._make_folder()
-        part = self._folder / f"{name}.{random_token()}.part"
+        lock: HostLock | None = None
+        if len(Grid.of(table).spans) == 1:
+            part = self._own.take()
+        else:
+            self._make_folder()
+            token = random_token()
+            part = self.folder / f"{token}.part"
+            lock = HostLock.take(self._lock_path(token), alone=True)  # while it lives, nobody needs the room
+            assert lock is not None, "the name is random"
         try:
             yield part
         finally:
-            part.unlink(missing_ok=True)
+            if part not in [held.path for held in self._held.values()]:
+                self._drop(part)
+            if lock:
+                lock.remove()
 
-    async def add(self, digest: str, table: list[TensorSpec], part: Path) -> None:
+    async def add(self, digest: str, manifest: ModelManifest, part: Path) -> None:
         """Take over a file that this process has just written, and knows to be right."""
-        lock = await HostLock.wait_shared(self._lock_path(digest))
-        self._keep(part, digest)
-        self._hold(digest, table, lock)
+        if self._own.has(part):
+            self._take(digest, CachedModel(part, manifest, None))
+            return
+        lock = await self._wait(digest, self._patience(digest))
+        path = self._path(digest) if lock else self._own.take()
+        self._keep(part, path)
+        self._take(digest, CachedModel(path, manifest, lock))
 
     def close(self) -> None:
         """Let other processes delete what this one used."""
         while self._held:
-            self._held.popitem()[1].lock.release()
+            self._let_go(self._held.popitem()[1])
+        self._own.close()
 
-    async def _at_once(self, digest: str, manifest: ModelManifest, progress: Progress) -> HostLock:
-        """Make the file without regard to other processes."""
-        lock = await HostLock.wait_shared(self._lock_path(digest))
-        # Not by process id: two containers that share the folder may have the same.
-        part = self._folder / f"{digest}.{random_token()}.part"
+    async def _own_file(self, manifest: ModelManifest, progress: Progress = lambda share: None) -> Path:
+        """A model in a file of this process."""
+        path = self._own.take()
         try:
-            await download(self._bus, manifest, part, progress)
-            self._keep(part, digest)
+            if manifest.body is not None and not manifest.is_delta:
+                write_body(manifest, path)
+            else:
+                await download(self._bus, manifest, path, self._open, progress)
         except BaseException:
-            part.unlink(missing_ok=True)
-            lock.release()
+            self._own.give(path)
             raise
-        return lock
+        return path
 
-    async def _once(self, digest: str, manifest: ModelManifest, progress: Progress) -> HostLock:
-        """Download for all processes of this host; returns a shared lock on what is right."""
-        name = self._lock_path(digest)
+    async def _once(self, digest: str, manifest: ModelManifest, progress: Progress) -> CachedModel:
+        """Download for all processes of this host, or for this one where others are in the way."""
+        path, patience = self._path(digest), self._patience(digest)
         for _ in range(TRIES):
-            if lock := HostLock.take(name, alone=True):
+            if lock := HostLock.take(self._lock_path(digest), alone=True):
                 try:
                     part = self._distrust(digest)
-                    await download(self._bus, manifest, part, progress)
-                    self._keep(part, digest)
+                    await download(self._bus, manifest, part, self._open, progress)
+                    self._keep(part, path)
                 except BaseException:
                     lock.release()
                     raise
                 if lock.share():
-                    return lock
-            lock = await HostLock.wait_shared(name)
-            if self._has(digest):
-                return lock
+                    return CachedModel(path, manifest, lock)
+            lock = await self._wait(digest, patience)
+            if lock is None:
+                break
+            if path.exists():
+                return CachedModel(path, manifest, lock)
             # Whoever downloaded it was killed: one of those who waited goes on.
             lock.release()
             await asyncio.sleep(POLL_S * random.random())
-        return await self._at_once(digest, manifest, progress)  # somebody removed it while it is used
+        # Somebody removed it while others use it, or was stopped while downloading it.
+        return CachedModel(await self._own_file(manifest, progress), manifest, None)
 
-    def _hold(self, digest: str, table: list[TensorSpec], lock: HostLock) -> None:
+    async def _wait(self, digest: str, patience: Patience) -> HostLock | None:
+        """A shared lock on a model's file; None where whoever has it alone gets no further."""
+        loop = asyncio.get_running_loop()
+        lock = await HostLock.wait_shared(
+            self._lock_path(digest),
+            lambda: patience.is_over(loop.time(), excused=not self._bus.connected),
+        )
+        if lock is None:
+            log.warning("another process has locked model %s and gets no further: not shared", digest[:12])
+        return lock
+
+    def _patience(self, digest: str) -> Patience:
+        return Patience(self._part(digest), STUCK_S)
+
+    def _take(self, digest: str, model: CachedModel) -> None:
         if before := self._held.pop(digest, None):
-            before.lock.release()
-        self._held[digest] = CachedModel(self._path(digest), table, lock)
-        while len(self._held) > IN_USE:
-            self._held.popitem(last=False)[1].lock.release()
-        self._added += 1
-        # Small ones need room only now and then: to look costs more than they do.
-        if self._added % 4 == 1 or 4 * sum(tensor.size for tensor in table) > self._limit // MOST_FILES:
+            self._let_go(before)
+        self._held[digest] = model
+        passing = [each for each in self._held if each not in self._holds]
+        for each in passing[:-IN_USE]:
+            self._let_go(self._held.pop(each))
+        if model.lock:
             self._make_room()
+
+    def _let_go(self, model: CachedModel) -> None:
+        if model.lock:
+            model.lock.release()
+        else:
+            self._own.give(model.path)
+
+    def _drop(self, part: Path) -> None:
+        if self._own.has(part):
+            self._own.give(part)
+        else:
+            part.unlink(missing_ok=True)
 
     def _make_room(self) -> None:
         """Delete what is longest unused, and used by nobody, until the rest is within the limits."""
         files: list[tuple[float, int, Path]] = []
-        for path in self._folder.iterdir():
+        for path in self.folder.iterdir():
             with suppress(FileNotFoundError):  # another process makes room, too
                 if path.suffix in (".f32", ".part"):
                     stat = path.stat()
@@ -172,26 +247,33 @@ class ModelCache:
                 left, size = left - 1, size - bytes_
 
     def _make_folder(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def _distrust(self, digest: str) -> Path:
         """Where to download; what lies there though nobody vouches for it is compared first."""
-        part = self._folder / f"{digest}.part"
+        part = self._part(digest)
         with suppress(FileNotFoundError):
             self._path(digest).replace(part)
         return part
 
-    def _keep(self, part: Path, digest: str) -> None:
-        part.replace(self._path(digest))
+    def _keep(self, part: Path, path: Path) -> None:
+        part.replace(path)
 
-    def _has(self, digest: str) -> bool:
-        return self._path(digest).exists()
+    def _open(self, digest: str) -> FileIO | None:
+        path = self._held[digest].path if digest in self._held else self._path(digest)
+        try:
+            return FileIO(path)
+        except FileNotFoundError:
+            return None
+
+    def _part(self, digest: str) -> Path:
+        return self.folder / f"{digest}.part"
 
     def _path(self, digest: str) -> Path:
-        return self._folder / f"{digest}.f32"
+        return self.folder / f"{digest}.f32"
 
     def _lock_path(self, digest: str) -> Path:
-        return self._folder / f"{digest}.lock"
+        return self.folder / f"{digest}.lock"
 
 
 @contextmanager

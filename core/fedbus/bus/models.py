@@ -5,20 +5,32 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from fedbus_schemas import subjects
 from fedbus_schemas.base import Payload
-from fedbus_schemas.update import ModelManifest, TensorSpec
+from fedbus_schemas.update import ModelManifest, TensorSpec, UpdateManifest
 
 from fedbus.base.errors import DigestMismatch, RemoteContractError
+from fedbus.bus.chain import Chain, Near, chain_of, nowhere
 from fedbus.bus.connection import Bus
 from fedbus.bus.store import Publisher, get, get_all
 from fedbus.bus.threads import apart
 from fedbus.codec import Vector
 from fedbus.codec.chunk import chunk_digest
-from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid, Span
+
+M = TypeVar("M", UpdateManifest, ModelManifest)
+
+
+class PublishedModel(NamedTuple):
+    """A model that is stored: its digest, its manifest without a body, its bytes on the wire."""
+
+    digest: str
+    manifest: ModelManifest
+    wire_bytes: int
 
 
 async def read_manifest(bus: Bus, digest: str) -> ModelManifest:
@@ -43,6 +55,17 @@ async def read_manifest(bus: Bus, digest: str) -> ModelManifest:
     return manifest
 
 
+async def download_bytes(bus: Bus, digest: str) -> int:
+    """What a host downloads that has no model of the run: this one, and all that it is a difference to.
+
+    Raises:
+        StreamMissing, DigestMismatch, RemoteContractError: as `read_manifest`.
+    """
+    read = partial(read_manifest, bus)
+    with await chain_of(await read(digest), read, nowhere) as chain:
+        return chain.size_bytes
+
+
 async def publish_model(
     bus: Bus,
     chunks: AsyncIterable[bytes],
@@ -52,7 +75,8 @@ async def publish_model(
     parent: str | None,
     codec: str,
     table: list[TensorSpec],
-) -> tuple[ModelManifest, int]:
+    values: list[str] | None = None,
+) -> PublishedModel:
     """Store a model; its manifest comes last. A single chunk rides in the manifest, where that fits.
 
     Args:
@@ -63,9 +87,8 @@ async def publish_model(
         parent: digest of the model it was made from.
         codec: of the chunks.
         table: its tensors, in wire order.
-
-    Returns:
-        The manifest, and the bytes on the wire.
+        values: where the chunks are a difference to the parent, digests of what comes out; complete when the
+            last chunk is given.
     """
     publisher, alone = Publisher(bus), len(Grid.of(table).spans) == 1
     digests: list[str] = []
@@ -84,65 +107,100 @@ async def publish_model(
 
     await publisher.put_all(stored())
     manifest = ModelManifest(
-        run=run, round=round, parent=parent, codec=codec, table=table, chunks=digests, size_bytes=sum(sizes)
+        run=run,
+        round=round,
+        parent=parent,
+        codec=codec,
+        table=table,
+        chunks=digests,
+        size_bytes=sum(sizes),
+        values=values,
     )
-    if alone:
-        with_body = manifest.model_copy(update={"body": first})
-        if len(with_body.pack()) <= bus.max_message:
-            manifest = with_body
-        else:
+    packed = pack_with_body(manifest, first, bus.max_message) if alone else None
+    if packed is not None:
+        size = len(packed)
+    else:
+        if alone:
             await publisher.put(subjects.model_chunk(digests[0]), first)
-    packed = manifest.pack()
-    await publisher.put(subjects.model_manifest(manifest.digest()), packed)
-    return manifest, len(packed) + (sum(sizes) if manifest.body is None else 0)
+        packed = manifest.pack()
+        size = len(packed) + sum(sizes)
+    digest = hashlib.sha256(packed).hexdigest()
+    await publisher.put(subjects.model_manifest(digest), packed)
+    return PublishedModel(digest, manifest, size)
+
+
+def pack_with_body(manifest: M, body: bytes, limit: int) -> bytes | None:
+    """A manifest with its only chunk in it: one message instead of two; None where it would be too long.
+
+    Args:
+        manifest: of an update or a model of one chunk.
+        body: the chunk.
+        limit: bytes that a message may have.
+    """
+    packed = manifest.model_copy(update={"body": body}).pack()
+    return packed if len(packed) <= limit else None
 
 
 async def read_spans(
-    bus: Bus, manifest: ModelManifest, place: Callable[[Span], Vector], only: Sequence[int] | None = None
+    bus: Bus,
+    manifest: ModelManifest,
+    place: Callable[[Span], Vector],
+    only: Sequence[int] | None = None,
+    near: Near = nowhere,
 ) -> AsyncGenerator[tuple[Span, Vector]]:
-    """A model's spans one after the other.
+    """A model's values, span by span; in order, but for those that a wrong file delayed.
 
     Args:
         bus: the connection.
         manifest: of the model.
-        place: where to decode a span: a float32 vector of its length.
+        place: where to put a span: a float32 vector of its length.
         only: numbers of the spans to read; all by default.
+        near: opens the file of an ancestor, where this host has it.
+
+    Raises:
+        StreamMissing, DigestMismatch, ChunkRefused, RemoteContractError: what is stored is not the model.
     """
-    framing = Framing(manifest.codec)
     spans = Grid.of(manifest.table).spans
-    wanted = range(len(spans)) if only is None else only
-    async with aclosing(_chunks(bus, manifest, wanted)) as chunks:
-        for index in wanted:
-            out = place(spans[index])
-            await apart(
-                out.nbytes, framing.decode, await anext(chunks), manifest.chunks[index], spans[index], out
-            )
-            yield spans[index], out
-
-
-async def _chunks(bus: Bus, manifest: ModelManifest, wanted: Sequence[int]) -> AsyncGenerator[Payload]:
-    if manifest.body is not None:
-        for _ in wanted:
-            yield manifest.body
+    wanted = list(range(len(spans)) if only is None else only)
+    if not wanted:
         return
-    names = [subjects.model_chunk(manifest.chunks[index]) for index in wanted]
-    async with aclosing(get_all(bus, subjects.MODELS, names)) as chunks:
-        async for data in chunks:
-            yield data
+    wrong: list[int] = []
+    with await chain_of(manifest, partial(read_manifest, bus), near) as chain:
+        async with aclosing(_chunks(bus, chain, [spans[index] for index in wanted])) as chunks:
+            async for span, data in chunks:
+                out = place(span)
+                try:
+                    await apart(out.nbytes, chain.build, span, data, out)
+                except DigestMismatch:
+                    if not chain.begins_with_a_file:
+                        raise
+                    wrong.append(span.index)
+                else:
+                    yield span, out
+    if wrong:  # nobody vouched for that file
+        async with aclosing(read_spans(bus, manifest, place, wrong)) as again:
+            async for found in again:
+                yield found
 
 
-async def load_model(
-    bus: Bus, manifest: ModelManifest, out: Vector, on_progress: Callable[[float], None] | None = None
-) -> None:
-    """Download a model into a flat float32 vector of its grid's size."""
-    async with aclosing(read_spans(bus, manifest, lambda span: out[span.offset : span.end])) as spans:
-        async for span, _ in spans:
-            if on_progress:
-                on_progress(span.end / out.size)
+async def _chunks(
+    bus: Bus, chain: Chain, spans: Sequence[Span]
+) -> AsyncGenerator[tuple[Span, list[Payload]]]:
+    """Each span, and the chunks that it is made of."""
+    links = [(link, span.index) for span in spans for link in chain.links_of(span)]
+    names = [subjects.model_chunk(link.chunks[index]) for link, index in links if link.body is None]
+    async with aclosing(get_all(bus, subjects.MODELS, names)) as stored:
+        for span in spans:
+            yield (
+                span,
+                [await anext(stored) if link.body is None else link.body for link in chain.links_of(span)],
+            )
 
 
 async def load_values(bus: Bus, manifest: ModelManifest) -> Vector:
     """A whole model in memory: one flat float32 vector in wire order."""
     values = np.empty(Grid.of(manifest.table).size, np.float32)
-    await load_model(bus, manifest, values)
+    async with aclosing(read_spans(bus, manifest, lambda span: values[span.offset : span.end])) as spans:
+        async for _ in spans:
+            pass
     return values

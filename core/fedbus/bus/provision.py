@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 OLDEST_SERVER = (2, 12)
 NEEDS = "republish of stored entries, per-message TTL, batched direct gets and asynchronous persistence"
+LEASE_TTL_S = 2
 ANNOUNCEMENT_TTL_S = 31 * 86400  # above the longest deadline of a plan
 # Shares of the account's storage. They sum to less than one: the broker must say "full" before the disk does.
 SHARES = {
@@ -98,6 +99,13 @@ def streams(storage_bytes: int) -> list[dict[str, Any]]:
             subjects.ALL_TELEMETRY,
             max_msgs_per_subject=1000,
             max_msg_size=TELEMETRY_BYTES,
+            **loose,
+        ),
+        stream(
+            subjects.LEASES,
+            "fb.lease.*",
+            max_msgs_per_subject=1,
+            max_age=LEASE_TTL_S * 10**9,
             **loose,
         ),
         *buckets,

@@ -12,7 +12,9 @@ import base64
 import json
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 from fedbus_schemas.base import Payload
@@ -32,6 +34,8 @@ NO_STORAGE = 10002  # the account's limit, which an embedded broker also lowers 
 TOO_BUSY = 10167
 NO_MESSAGE = 10037
 NO_STREAM = 10059
+
+NO_WRITES = 1  # bytes that the account may store while its broker takes nothing; 0 would mean any number
 
 ACK_TIMEOUT_S = 30.0  # an ack may queue behind a window of chunks on a slow link; a broken link fails at once
 WINDOW_BYTES = 4 << 20
@@ -255,23 +259,38 @@ async def get_last(bus: Bus, stream: str, patterns: Sequence[str]) -> list[Messa
 
 
 async def get_all(
-    bus: Bus, stream: str, subjects: Sequence[str], in_flight: int = READS_IN_FLIGHT
+    bus: Bus, stream: str, subjects: Iterable[str], in_flight: int = READS_IN_FLIGHT
 ) -> AsyncGenerator[Payload]:
     """Payloads of many subjects, in order, with a bounded number of reads in flight.
 
     Raises:
         StreamMissing: one of them is not there.
     """
-    ahead: list[asyncio.Task[Message]] = []
+    ahead: deque[asyncio.Task[Message]] = deque()
+    names = iter(subjects)
     try:
-        for i in range(len(subjects)):
-            while len(ahead) < in_flight and i + len(ahead) < len(subjects):
-                ahead.append(asyncio.create_task(get(bus, stream, subjects[i + len(ahead)])))
-            yield (await ahead.pop(0)).data
+        while True:
+            for subject in islice(names, in_flight - len(ahead)):
+                ahead.append(asyncio.create_task(get(bus, stream, subject)))
+            if not ahead:
+                return
+            yield (await ahead.popleft()).data
     finally:
         for task in ahead:
             task.cancel()
         await asyncio.gather(*ahead, return_exceptions=True)
+
+
+def get_chunks(
+    bus: Bus, stream: str, subjects: Sequence[str], body: Payload | None
+) -> AsyncGenerator[Payload]:
+    """As `get_all`; but where the only chunk came inside its manifest, as `body`, nothing is read."""
+    return get_all(bus, stream, subjects) if body is None else _as_read(body, len(subjects))
+
+
+async def _as_read(body: Payload, times: int) -> AsyncGenerator[Payload]:
+    for _ in range(times):
+        yield body
 
 
 async def leader_get(bus: Bus, stream: str, query: dict[str, Any]) -> tuple[int, str, bytes] | None:
@@ -297,9 +316,17 @@ async def last_seq(bus: Bus, stream: str) -> int:
 
 
 async def free_bytes(bus: Bus, stream: str) -> int:
-    """How much a stream can still take before it is full."""
-    info = await call(bus, f"STREAM.INFO.{stream}")
-    return int(info["config"]["max_bytes"]) - int(info["state"]["bytes"])
+    """How much a stream can still take before it is full, or all that the account may store.
+
+    Raises:
+        StreamFull: the broker takes nothing at all now.
+    """
+    info, account = await call(bus, f"STREAM.INFO.{stream}"), await call(bus, "INFO")
+    free = int(info["config"]["max_bytes"]) - int(info["state"]["bytes"])
+    limit = int(account["limits"].get("max_storage", -1))
+    if limit == NO_WRITES:
+        raise StreamFull("the broker has no space for its store, and takes nothing until it has")
+    return min(free, limit - int(account["storage"])) if limit > 0 else free
 
 
 async def list_subjects(bus: Bus, stream: str, pattern: str) -> dict[str, int]:

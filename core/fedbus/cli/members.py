@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import click
 from fedbus_schemas.base import Wire, is_token
-from fedbus_schemas.roster import LONGEST_S, MOST_USES, Doing, is_invite_id
+from fedbus_schemas.roster import LONGEST_S, MOST_USES, Doing, InviteReport, WorkerReport, is_invite_id
 from rich.markup import escape
 from rich.table import Table
 
@@ -20,6 +20,7 @@ from fedbus.cli.output import (
     dir_option,
     json_option,
     print_json,
+    print_list,
     reporting,
     url_option,
     with_federation,
@@ -96,24 +97,8 @@ def create(
 def list_invites(folder: Path | None, url: str | None, as_json: bool) -> None:
     """List all invitations; their secrets are stored nowhere."""
     found = with_federation(folder, url, lambda federation: federation.members.invites())
-    if as_json:
-        print_json(found)
-    elif not found:
-        click.echo("no invitations yet: make one with `fedbus invite create --site SITE`")
-    else:
-        table = _table("id", "state", "site", "left", "expires", "labels", "workers")
-        for i in found:
-            shown = (
-                i.id,
-                i.state,
-                i.site,
-                f"{i.left}/{i.uses}",
-                i.expires_at,
-                _pairs(i.labels),
-                ", ".join(i.workers),
-            )
-            table.add_row(*map(escape, shown))
-        console().print(table)
+    none = "no invitations yet: make one with `fedbus invite create --site SITE`"
+    print_list(found, as_json, invite_list, none)
 
 
 @invite_group.command()
@@ -147,16 +132,7 @@ def worker_group() -> None:
 def list_workers(folder: Path | None, url: str | None, as_json: bool) -> None:
     """List all workers that ever came."""
     found = with_federation(folder, url, lambda federation: federation.members.workers())
-    if as_json:
-        print_json(found)
-    elif not found:
-        click.echo("no workers yet: one joins with `fedbus-worker join`")
-    else:
-        table = _table("worker", "site", "state", "since", "tasks", "doing")
-        for w in found:
-            tasks = _few(w.capabilities.tasks)
-            table.add_row(*map(escape, (w.worker, w.site or "", w.state, w.since, tasks, _doing(w.doing))))
-        console().print(table)
+    print_list(found, as_json, worker_list, "no workers yet: one joins with `fedbus-worker join`")
 
 
 @worker_group.command()
@@ -208,6 +184,25 @@ def why(name: str, run: str | None, folder: Path | None, url: str | None, as_jso
         for item in items:
             where = item.run if item.round is None else f"{item.run}/{item.round}"
             click.echo(f"{where}: {name}: {item.reason} [{item.code}]")
+
+
+def invite_list(invites: list[InviteReport]) -> Table:
+    """All invitations, a line each."""
+    table = _table("id", "state", "site", "left", "expires", "labels", "workers")
+    for i in invites:
+        left, workers = f"{i.left}/{i.uses}", ", ".join(i.workers)
+        shown = (i.id, i.state, i.site, left, i.expires_at, _pairs(i.labels), workers)
+        table.add_row(*map(escape, shown))
+    return table
+
+
+def worker_list(workers: list[WorkerReport]) -> Table:
+    """All workers, a line each."""
+    table = _table("worker", "site", "state", "since", "tasks", "doing")
+    for w in workers:
+        shown = (w.worker, w.site or "", w.state, w.since, _few(w.capabilities.tasks), _doing(w.doing))
+        table.add_row(*map(escape, shown))
+    return table
 
 
 def _check_name(name: str) -> None:

@@ -16,6 +16,7 @@ from fedbus.cli.output import (
     dir_option,
     json_option,
     print_json,
+    print_list,
     reporting,
     size,
     url_option,
@@ -37,12 +38,7 @@ def model_group() -> None:
 def list_(run: str | None, folder: Path | None, url: str | None, as_json: bool) -> None:
     """List all models, or those of one RUN."""
     found = with_federation(folder, url, lambda federation: federation.models.versions(run))
-    if as_json:
-        print_json(found)
-    elif found:
-        console().print(model_list(found))
-    else:
-        click.echo("no models yet: a run makes one in each round")
+    print_list(found, as_json, model_list, "no models yet: a run makes one in each round")
 
 
 @model_group.command()
@@ -124,7 +120,7 @@ def model_details(m: ModelDetails) -> Table:
         "source": m.source,
         "made": m.created_at,
         "elements": str(m.elements),
-        "size": f"{size(m.size_bytes)}, {m.codec}",
+        "size": f"{size(m.size_bytes)}, {m.codec}" + (", as a difference to its parent" if m.delta else ""),
         "metrics": _said(m.metrics) or "none",
     }
     for fact, value in facts.items():

@@ -66,6 +66,16 @@ def print_json(value: BaseModel | list[Any]) -> None:
         click.echo(f'{{"items": [{items}]}}')
 
 
+def print_list(found: list[R], as_json: bool, table: Callable[[list[R]], Table], none: str) -> None:
+    """Print what a list command found; `none` is said where that is nothing."""
+    if as_json:
+        print_json(found)
+    elif found:
+        console().print(table(found))
+    else:
+        click.echo(none)
+
+
 def reporting(run: Callable[P, R]) -> Callable[P, R]:
     """Print a FedbusError as people or programs read it, and exit with its family's code."""
 

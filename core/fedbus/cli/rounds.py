@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from fedbus_schemas.ids import parse_ref
 from fedbus_schemas.report import RoundReport, RunReport, RunSummary
 from rich.console import Console
 
 from fedbus.api.federation import Federation
 from fedbus.api.planfile import read_plan_file
+from fedbus.api.refs import read_ref
 from fedbus.base.errors import ConfigError
 from fedbus.cli.display import finish, follow
 from fedbus.cli.output import (
@@ -18,6 +18,7 @@ from fedbus.cli.output import (
     dir_option,
     json_option,
     print_json,
+    print_list,
     reporting,
     round_details,
     run_details,
@@ -82,10 +83,7 @@ def start(
 @reporting
 def show(ref: str, folder: Path | None, url: str | None, as_json: bool) -> None:
     """Show a run (RUN) or one of its rounds (RUN/N)."""
-    try:
-        run, number = parse_ref(ref)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    run, number = read_ref(ref)
 
     async def work(federation: Federation) -> RunReport | RoundReport:
         return await (federation.run(run) if number is None else federation.round(run, number))
@@ -115,12 +113,8 @@ def list_(run: str | None, folder: Path | None, url: str | None, as_json: bool) 
             print_json(found.rounds)
         else:
             console().print(run_details(found))
-    elif as_json:
-        print_json(found)
-    elif found:
-        console().print(run_list(found))
     else:
-        click.echo("no runs yet: start one with `fedbus round start PLAN`")
+        print_list(found, as_json, run_list, "no runs yet: start one with `fedbus round start PLAN`")
 
 
 @round_group.command()

@@ -12,8 +12,7 @@ import click
 from fedbus.cli.output import dir_option, json_option, reporting
 from fedbus.runtime.identity import DEFAULT_DIR, stack_folder
 from fedbus.runtime.listening import LOOPBACK
-from fedbus.runtime.rights import SERVICES
-from fedbus.runtime.stack import LocalStack
+from fedbus.runtime.stack import BROKER, LocalStack
 from fedbus.runtime.stackfile import read_stack
 from fedbus.runtime.supervisor import Supervisor
 
@@ -25,18 +24,21 @@ from fedbus.runtime.supervisor import Supervisor
     default=f"{LOOPBACK}:0",
     help="HOST:PORT of the broker.  [default: this machine only, a free port that stays the same]",
 )
+@click.option(
+    "--standby", is_flag=True, help="A second aggregator takes over when the first one dies or hangs."
+)
 @json_option
 @reporting
-def up(folder: Path | None, listen: str, as_json: bool) -> None:
+def up(folder: Path | None, listen: str, standby: bool, as_json: bool) -> None:
     """Run a federation's broker and services on this machine, until Ctrl-C or SIGTERM.
 
     What dies is started again. All state is in the folder: started again there, also
     after a restart of the machine, open runs go on by themselves. A second Ctrl-C kills.
     """
-    asyncio.run(_up(LocalStack(stack_folder(folder), listen=listen), as_json))
+    asyncio.run(_up(LocalStack(stack_folder(folder), listen=listen), standby, as_json))
 
 
-async def _up(stack: LocalStack, as_json: bool) -> None:
+async def _up(stack: LocalStack, standby: bool, as_json: bool) -> None:
     told = asyncio.Event()
     stopping = False
 
@@ -51,6 +53,8 @@ async def _up(stack: LocalStack, as_json: bool) -> None:
     await asyncio.to_thread(stack.open)
     try:
         await asyncio.to_thread(stack.start_services)
+        if standby:
+            await asyncio.to_thread(stack.start_standby)
         await asyncio.to_thread(stack.write_pids)
         _introduce(stack, as_json)
         if stack.broker.exposed:
@@ -81,7 +85,8 @@ def _introduce(stack: LocalStack, as_json: bool) -> None:
         click.echo(known.model_dump_json(indent=2))
         return
     there = "" if stack.folder == DEFAULT_DIR.absolute() else f" --dir {stack.folder}"
-    click.echo(f"broker on {stack.broker.url}, with {', '.join(SERVICES)}")
+    running = ", ".join(name for name in stack.names if name != BROKER)
+    click.echo(f"broker on {stack.broker.url}, with {running}")
     click.echo(f"  a worker on this host:  fedbus-worker join{there}")
     click.echo(f"  workers on other hosts: fedbus invite create{there}   (prints what they join with)")
     click.echo(f"  start a run:            fedbus round start PLAN --watch{there}")

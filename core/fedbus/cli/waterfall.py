@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from fedbus_schemas.ids import parse_ref
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from fedbus.api.federation import Federation
+from fedbus.api.refs import read_ref
 from fedbus.api.traces import Trace
 from fedbus.base.errors import ConfigError
 from fedbus.cli.output import (
@@ -38,10 +38,7 @@ BESIDE_BARS, LEAST_BAR, MOST_BAR = 52, 20, 100
 @reporting
 def trace(ref: str, folder: Path | None, url: str | None, as_json: bool) -> None:
     """Draw one round (RUN/N) over time: what each party did, when, and what failed."""
-    try:
-        run, number = parse_ref(ref)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    run, number = read_ref(ref)
     if number is None:
         raise ConfigError(f"{ref} is a run; a trace is of one round", hint=f"fedbus round trace {run}/1")
 

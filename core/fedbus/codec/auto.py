@@ -20,7 +20,7 @@ AUTO = "auto"
 MOST_LOST = 0.5
 # Not `topk`, which takes more rounds: that is for a person to decide. Nor `eden`: where step 4
 # loses too much, step 2 takes fewer bytes than it at 2 bits.
-_TRIED = (
+TRIED = (
     Named(name="ecq", params={"step": 4.0}),
     Named(name="ecq", params={"step": 2.0}),
     Named(name="ecq", params={"step": 1.0}),
@@ -44,7 +44,7 @@ def choose(sample: Vector) -> Choice:
     """
     if not np.isfinite(sample).all():
         return Choice(_SAFE, "values are not finite")
-    found = [(each, measure(codec(each.name, each.params), sample)) for each in _TRIED]
+    found = [(each, measure(codec(each.name, each.params), sample)) for each in TRIED]
     fit = [(each, measured) for each, measured in found if measured.nmse <= MOST_LOST]
     if not fit:
         return Choice(_SAFE, f"all that is smaller loses more than {MOST_LOST:.0%} of the first chunk")

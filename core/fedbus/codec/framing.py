@@ -79,6 +79,25 @@ def up_codec(planned: Named, base: str | None) -> Named:
     return planned if base else Named(name="dense")
 
 
+def sends_deltas(planned: Named) -> bool:
+    """Whether models travel as differences to the one before: where the plan's codec has error feedback.
+
+    Args:
+        planned: the plan's codec of models.
+    """
+    return Framing(planned.name, planned.params).feedback
+
+
+def down_codec(planned: Named, whole: bool) -> Named:
+    """The codec of a model's chunks: the plan's, but of a whole model among differences, which is exact.
+
+    Args:
+        planned: of the plan.
+        whole: the model travels whole.
+    """
+    return Named(name="dense") if whole and sends_deltas(planned) else planned
+
+
 def framing_of(manifest: UpdateManifest, planned: Named) -> Framing:
     """What decodes an update whose manifest was found good.
 

@@ -12,11 +12,12 @@ from pydantic import BaseModel, ValidationError
 
 from fedbus.base.errors import PlanRefused, RoundError, UnknownName, describe
 from fedbus.codec import codecs
-from fedbus.codec.auto import AUTO
+from fedbus.codec.auto import AUTO, TRIED
 from fedbus.codec.measure import measure
 from fedbus.rounds.close import resolve
+from fedbus.rounds.kept import LEAST_KEPT, share_kept
 from fedbus.selection import selections
-from fedbus.strategies import strategies
+from fedbus.strategies import Columnwise, strategies
 from fedbus.tasks.load import installed, load_class
 from fedbus.tasks.params import build_params
 from fedbus.tasks.partition import PARTITIONERS
@@ -62,11 +63,15 @@ def _refusals(plan: Plan) -> Iterator[RoundError]:
         partial(_admit_up, plan.codec.up),
         partial(_admit_down, plan.codec.down),
     ]
+    known = True
     for check in plugins:
         try:
             check()
         except (UnknownName, PlanRefused) as error:
+            known = False
             yield error
+    if known:
+        yield from _of_pairs(plan)
     for reason in (*_of_data(plan), *_of_training(plan), *_of_closing(plan)):
         yield PlanRefused(_REFUSED + reason)
 
@@ -79,12 +84,31 @@ def _admit_up(up: Named) -> None:
 
 
 def _admit_down(down: Named) -> None:
+    made = codecs.build(down.name, down.params)
+    if made.feedback:
+        return  # models travel as differences, and what one loses comes with the next
     weights = np.random.RandomState(0).standard_normal(4096).astype(np.float32)
-    lost = measure(codecs.build(down.name, down.params), weights).nmse
+    lost = measure(made, weights).nmse
     if lost > MOST_LOST_OF_A_MODEL:
         raise PlanRefused(
-            f"{_REFUSED}codec.down: {down.name} loses {lost:.0%} of weights; it is for updates only",
-            hint="dense, bf16 and int8 can carry models",
+            f"{_REFUSED}codec.down: {down.name} loses {lost:.0%} of weights, and has no error feedback here",
+            hint="dense, bf16 and int8 can carry models; ecq and topk with error feedback, as differences",
+        )
+
+
+def _of_pairs(plan: Plan) -> Iterator[PlanRefused]:
+    """Plug-ins that exist, and do not go together."""
+    made, up = strategies.build(plan.strategy.name, plan.strategy.params), plan.codec.up
+    if not isinstance(made, Columnwise):
+        return
+    # `auto` may take the one that leaves most out.
+    kept = share_kept(made, TRIED[0] if up.name == AUTO else up)
+    if kept < LEAST_KEPT:
+        yield PlanRefused(
+            f"{_REFUSED}strategy {plan.strategy.name} keeps {kept:.0%} of what workers agree on "
+            f"with codec.up {up.name}: most values of an update are left out, and the middle of zeros is "
+            "zero",
+            hint="int8, eden, and ecq with a step of 2 or less go with it",
         )
 
 

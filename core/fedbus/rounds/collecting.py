@@ -29,6 +29,11 @@ class Refusal:
     chunk: int | None = None
 
     @classmethod
+    def of_another_manifest(cls) -> Self:
+        """An accepted update whose manifest reads differently now."""
+        return cls("digest-mismatch", "the manifest is not the one that was accepted")
+
+    @classmethod
     def unreadable(cls, error: CodecError | StreamMissing, chunk: int | None = None) -> Self:
         """Bytes are not there, or not what they must be."""
         code: RefusalCode = "chunk-refused"

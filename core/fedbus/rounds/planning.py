@@ -145,6 +145,7 @@ def next_step(
         return _open(record, 1 if start else 0, start, roster, select, now)
     number = max(opened)
     round_ = rounds[number]
+    step: Step
     for rejected in round_.rejected:
         if (number, rejected.keys[0]) not in following.notified:
             told = {"run": record.name, "round": number, "attempt": rejected.attempt}
@@ -162,7 +163,6 @@ def next_step(
                 return _announced(following, number, state) or Done()
             made = round_.aggregated
             assert made is not None
-            step: Step
             if _adopted(round_, following) and not roster.settled(now):
                 # A planner that was restarted would open the round with the first few that it hears.
                 step = Wait("roster", "the planner has just started, and hears who is here", now + BEAT_S / 4)
@@ -174,9 +174,9 @@ def next_step(
             left = f"{len(round_.counted)} accepted updates are left to fold, quorum {round_.quorum}"
             return Append(number, _aborted(now, "voided", left))
         case "closing":
-            return _announced(following, number, "closed") or Wait(
-                "aggregating", "the aggregator folds the round", now + 5.0
-            )
+            # Who is still at work shall stop; others hear of it with the next round.
+            step = Wait("aggregating", "the aggregator folds the round", now + 5.0)
+            return (_announced(following, number, "closed") or step) if round_.awaited else step
     return _announced(following, number, "open") or _open_round(
         record.name, number, round_, following, roster, now
     )

@@ -19,9 +19,9 @@ _MEANING = {
     "cohort.select": "how members are chosen among the eligible workers",
     "close.late": "what becomes of updates that come after the round has closed",
     "train": "the task's own parameters; those left out have the task's defaults",
-    "strategy": "how updates fold into one; with parameters: {name: fedavg}",
+    "strategy": "how updates fold into one; or median, or {name: trimmed_mean, trim: 0.2}",
     "codec.up": "updates; or dense, bf16, ecq, eden, topk, auto",
-    "codec.down": "models",
+    "codec.down": "models; or bf16, int8; or ecq, topk: as differences",
     "retain.rounds": "of so many closed rounds; or `retain: all`",
 }
 _COLUMN = 36
@@ -53,7 +53,7 @@ def plain_plan(plan: Plan) -> dict[str, Any]:
     """A plan as a person writes it: every key, plug-ins in their short form, nothing that is not set."""
     values: dict[str, Any] = plan.model_dump(mode="json", by_alias=True)
     values["strategy"] = _short(plan.strategy)
-    values["codec"] = {"up": _short(plan.codec.up), "down": _short(plan.codec.down)}
+    values["codec"] |= {"up": _short(plan.codec.up), "down": _short(plan.codec.down)}
     values["model"] = {key: value for key, value in values["model"].items() if value is not None}
     return {key: value for key, value in values.items() if value is not None}
 

@@ -138,8 +138,9 @@ class Roster:
             return "silent", f"was not heard for over {LOST_AFTER_S:g} s"
         if plan.task not in beat.capabilities.tasks:
             return "task", _lacks_task(plan.task, beat.capabilities.tasks)
-        if plan.codec.up.name not in (AUTO, *beat.capabilities.codecs):
-            return "codec", f"codec {plan.codec.up.name} is not installed there"
+        for codec in (plan.codec.up.name, plan.codec.down.name):
+            if codec not in (AUTO, *beat.capabilities.codecs):
+                return "codec", f"codec {codec} is not installed there"
         for label, wanted in plan.cohort.require.items():
             have = self.labels(name).get(label)
             if have != wanted:

@@ -8,7 +8,6 @@ from fedbus_schemas.registry import ModelVersion
 from fedbus_schemas.report import ModelDetails, ModelReport
 from fedbus_schemas.update import ModelManifest, TensorSpec
 
-from fedbus.codec.grid import Grid
 from fedbus.rounds.evaluating import wants_central
 from fedbus.rounds.fold import Round
 from fedbus.rounds.report import iso, round_metrics
@@ -22,18 +21,19 @@ def registrable(plan: Plan, number: int, round_: Round) -> bool:
     return round_.aggregated is not None and not wants_central(plan, number, round_)
 
 
-def version_of(ref: RoundRef, round_: Round, plan: Plan, manifest: ModelManifest) -> ModelVersion:
+def version_of(ref: RoundRef, round_: Round, plan: Plan, elements: int) -> ModelVersion:
     """The record of a round's model: the same from the same log, whoever writes it, and when."""
-    made = round_.aggregated
+    opened, made = round_.opened, round_.aggregated
+    assert opened is not None
     assert made is not None
     return ModelVersion(
         run=ref.run,
         round=ref.number,
         digest=made.model,
-        parent=manifest.parent,
+        parent=opened.base,
         task=plan.task,
         size_bytes=made.bytes,
-        elements=Grid.of(manifest.table).size,
+        elements=elements,
         metrics=round_metrics(round_),
         created_at=made.at,
         source="train",
@@ -48,8 +48,8 @@ def model_report(version: ModelVersion) -> ModelReport:
 
 def model_details(version: ModelVersion, manifest: ModelManifest) -> ModelDetails:
     """A version and its tensors."""
-    values = model_report(version).model_dump() | {"codec": manifest.codec, "tensors": manifest.table}
-    return ModelDetails.model_validate(values)
+    told = {"codec": manifest.codec, "delta": manifest.is_delta, "tensors": manifest.table}
+    return ModelDetails.model_validate(model_report(version).model_dump() | told)
 
 
 def misfit(table: list[TensorSpec], known: list[TensorSpec]) -> str | None:

@@ -19,9 +19,10 @@ import click
 from fedbus.base.errors import BusUnavailable, ConfigError, FedbusError
 from fedbus.base.settings import check_environment, variable
 from fedbus.bus.credentials import Credentials, bracketed, write_private
+from fedbus.bus.store import NO_WRITES
 from fedbus.runtime.accounts import Accounts
 from fedbus.runtime.claim import Claim, is_claimed
-from fedbus.runtime.disk import storage_limit
+from fedbus.runtime.disk import LEAST, MOST, storage_limit
 from fedbus.runtime.launch import Server, launch
 from fedbus.runtime.listening import LOOPBACK, obstacle, parse_listen
 from fedbus.runtime.probe import Answer, probe
@@ -29,7 +30,7 @@ from fedbus.runtime.server import check_version, find_server
 from fedbus.runtime.serverconf import ACCOUNTS_FILE, render_server
 from fedbus.runtime.stackfile import StackFile, make_folder, read_stack
 
-NO_WRITES = 1  # bytes that it may store then; 0 would mean any number
+WORTH_A_RELOAD = LEAST
 _POLL_S = 0.005
 _RELOAD_S = 10.0
 
@@ -51,7 +52,8 @@ class Broker:
         self._claim: Claim | None = None
         self._server: Server | None = None
         self._stack: StackFile | None = None
-        self._max_file = NO_WRITES
+        self._max_file = 0  # most that it may store; each start and each look at the disk can raise it
+        self._refusing = False
 
     @property
     def url(self) -> str:
@@ -152,21 +154,28 @@ class Broker:
             _reload(self.accounts, self._started())
 
     def refuse_writes(self, refuse: bool) -> None:
-        """Have the running server refuse whatever it would store, or take it again; reads go on.
+        """Have the running server refuse all that it would store, or take what the disk has room for by now.
 
-        A disk that is really full would leave streams that answer nothing, until the server is started again.
+        Reads go on. A disk that is really full would leave streams that answer nothing, until the server is
+        started again. One that is started while it shall refuse does so from the start.
 
         Raises:
             ConfigError: it never started.
             OSError: the disk has no space for the new accounts either.
         """
         with self.accounts.locked():
+            self._refusing = refuse
+            with contextlib.suppress(ConfigError):  # no more room than there was
+                room = storage_limit(self._home / "store")
+                if not refuse and room >= self._max_file + WORTH_A_RELOAD:
+                    self._max_file = room
+            if self._limit == self._started().max_file:
+                return
             # Whoever renders the accounts meanwhile, such as enroll, reads the limit in `stack.json`.
-            limit = NO_WRITES if refuse else self._max_file
-            stack = self._started().model_copy(update={"max_file": limit})
+            stack = self._started().model_copy(update={"max_file": self._limit})
             stack.save(self.folder)
-            self._stack = stack
             _reload(self.accounts, stack)
+            self._stack = stack
 
     def __enter__(self) -> Self:
         self.start()
@@ -176,6 +185,10 @@ class Broker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    @property
+    def _limit(self) -> int:
+        return NO_WRITES if self._refusing else self._max_file
 
     def _started(self) -> StackFile:
         if self._stack is None:
@@ -187,9 +200,10 @@ class Broker:
         make_folder(store)
         before = read_stack(self.folder)
         port = self._port or (urlsplit(before.url).port if before else None) or -1
-        self._max_file = max_file = storage_limit(store)
-        write_private(self._home / ACCOUNTS_FILE, accounts.render(max_file))
-        write_private(config, render_server(self._home, self._host, port, max_file))
+        # On a disk that others have filled meanwhile it may store what one that lives on may.
+        self._max_file = max(self._max_file, storage_limit(store))
+        write_private(self._home / ACCOUNTS_FILE, accounts.render(self._limit))
+        write_private(config, render_server(self._home, self._host, port, MOST))
         # The claim goes down to the server: the folder stays taken for as long as the server lives.
         try:
             self._server = launch(binary, self._home, config, claim.descriptor, timeout_s)
@@ -200,7 +214,9 @@ class Broker:
         host = LOOPBACK if self._host in ("0.0.0.0", "::") else self._host  # what a client here dials
         url = f"nats://{bracketed(host)}:{self._server.port}"
         processes = self._stack.processes if self._stack else {}
-        self._stack = StackFile(url=url, broker_pid=self._server.pid, max_file=max_file, processes=processes)
+        self._stack = StackFile(
+            url=url, broker_pid=self._server.pid, max_file=self._limit, processes=processes
+        )
         self._stack.save(self.folder)
 
     def _let_go(self) -> None:

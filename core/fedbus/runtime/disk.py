@@ -6,8 +6,10 @@ A stream that meets a full disk stays wedged until the broker restarts, so the b
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +30,16 @@ def storage_limit(store: Path) -> int:
         ConfigError: less than 256 MiB would be left.
     """
     disk = shutil.disk_usage(store)
-    held = sum(path.stat().st_blocks * 512 for path in store.rglob("*") if path.is_file())
-    return bound(total=disk.total, free=disk.free, held=held, where=str(store))
+    return bound(total=disk.total, free=disk.free, held=_held(store), where=str(store))
+
+
+def _held(store: Path) -> int:
+    held = 0
+    for folder, _, names in os.walk(store):
+        for name in names:
+            with suppress(FileNotFoundError):  # the broker that runs has just removed it
+                held += Path(folder, name).lstat().st_blocks * 512
+    return held
 
 
 def bound(*, total: int, free: int, held: int, where: str) -> int:
@@ -59,7 +69,8 @@ class DiskNews:
 class DiskWatch:
     """Says once that a disk runs low, that it is full, and that it has room again.
 
-    Low is less than half the reserve. Full is less than 256 MiB, so that there is room for what is under way.
+    One that cannot be looked at is told of, too, and counts as what it was. Low is less than half the
+    reserve. Full is less than 256 MiB, so that there is room for what is under way.
 
     Args:
         folder: on that disk.
@@ -70,6 +81,7 @@ class DiskWatch:
         self._folder = folder
         self._then = then
         self._code = "disk-room"
+        self._unknown = False
 
     @property
     def full(self) -> bool:
@@ -78,7 +90,14 @@ class DiskWatch:
 
     def look(self) -> DiskNews | None:
         """Look at the disk; None where there is nothing new to say."""
-        disk = shutil.disk_usage(self._folder)
+        try:
+            disk = shutil.disk_usage(self._folder)
+        except OSError as error:
+            if self._unknown:
+                return None
+            self._unknown = True
+            return DiskNews("disk-unknown", f"nobody knows how much space is free: {error}")
+        self._unknown = False
         return self.judge(disk.total, disk.free)
 
     def judge(self, total: int, free: int) -> DiskNews | None:

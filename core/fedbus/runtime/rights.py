@@ -22,6 +22,7 @@ from fedbus_schemas.subjects import (
     ANNOUNCE,
     EVENTS,
     INBOX,
+    LEASES,
     MANIFEST_COPIES,
     MODELS,
     REGISTRY_BUCKET,
@@ -31,9 +32,11 @@ from fedbus_schemas.subjects import (
     TELEMETRY,
     UPDATES,
     Service,
+    alive,
     api,
     beat,
     inbox,
+    lease,
     log_of,
     otel,
     progress,
@@ -47,7 +50,10 @@ OPERATOR = "operator"
 IDENTITIES = (*SERVICES, OPERATOR)
 
 BUCKETS = (RUNS_BUCKET, ROSTER_BUCKET, REGISTRY_BUCKET)
-STREAMS = (ROUNDS, ANNOUNCE, INBOX, UPDATES, MODELS, EVENTS, TELEMETRY, *(f"KV_{name}" for name in BUCKETS))
+STREAMS = (
+    *(ROUNDS, ANNOUNCE, INBOX, UPDATES, MODELS, EVENTS, TELEMETRY, LEASES),
+    *(f"KV_{name}" for name in BUCKETS),
+)
 
 # The one thing that the holder of an invitation may do.
 JOIN = api("enroll", "join")
@@ -93,7 +99,13 @@ _PUBLISHES: dict[str, tuple[str, ...]] = {
         *_PROVISIONS,
         *_READS,
     ),
-    "aggregator": (log_of("*", "*", "aggregator"), "fb.model.>", *_READS),
+    "aggregator": (
+        log_of("*", "*", "aggregator"),
+        "fb.model.>",
+        lease("aggregator"),
+        alive("aggregator", "*"),
+        *_READS,
+    ),
     "evaluator": (log_of("*", "*", "evaluator"), f"$KV.{REGISTRY_BUCKET}.>", *_READS),
     "enroll": (f"$KV.{ROSTER_BUCKET}.>", "fb.event.>", "_R_.>", *_READS),
     # Models are named by their digest and write-once, so who imports one can change none.
@@ -101,7 +113,7 @@ _PUBLISHES: dict[str, tuple[str, ...]] = {
 }
 _SUBSCRIBES: dict[str, tuple[str, ...]] = {
     "planner": _FOLLOWS,
-    "aggregator": _FOLLOWS,
+    "aggregator": (*_FOLLOWS, alive("aggregator", "*")),
     "evaluator": _FOLLOWS,
     "enroll": (*_FOLLOWS, ALL_TELEMETRY),
     OPERATOR: ("fb.log.>", ALL_ANNOUNCEMENTS, ALL_PROGRESS),

@@ -35,7 +35,7 @@ def render_server(folder: Path, host: str, port: int, max_file: int) -> str:
         folder: holds the store, the log and the accounts' part.
         host: address to listen on.
         port: port to listen on; -1 takes a free one.
-        max_file: bytes that the streams may take on disk.
+        max_file: most bytes that the accounts' part will ever let the streams take on disk.
     """
     return (
         _lines(

@@ -24,6 +24,7 @@ from fedbus.runtime.stackfile import STACK_LOCK, make_folder
 from fedbus.runtime.tied import Lifeline
 
 BROKER = "broker"
+STANDBY = "standby"
 STOP_S = 10.0
 # Who is ended by these has no last words: the end of the log would be about something else.
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -78,7 +79,14 @@ class LocalStack:
     def start_services(self, names: Sequence[str] = SERVICES) -> None:
         """Start all services, or only some of them."""
         for name in names:
-            self.start(name, [sys.executable, "-m", f"fedbus_{name}", "--dir", str(self.folder)])
+            self.start(name, self._service(name))
+
+    def start_standby(self) -> None:
+        """Start a second aggregator, which works when the first one does not."""
+        self.start(STANDBY, self._service("aggregator"))
+
+    def _service(self, name: str) -> list[str]:
+        return [sys.executable, "-m", f"fedbus_{name}", "--dir", str(self.folder)]
 
     def start_worker(self, name: str, *flags: str) -> None:
         """Start a worker that joins this stack."""
@@ -144,11 +152,20 @@ class LocalStack:
         """The file that the broker or a process writes its log to."""
         return self.folder / "broker" / "log" if name == BROKER else self.folder / "logs" / f"{name}.log"
 
-    def trim_logs(self) -> None:
-        """Put aside logs that have grown long; the broker looks after its own."""
+    def trim_logs(self) -> dict[str, str]:
+        """Put aside logs that have grown long; the broker looks after its own.
+
+        Returns:
+            Processes whose log cannot be kept short, and why.
+        """
+        failed = {}
         for name in list(self._processes):
-            if is_long(path := self.log_of(name)):
-                put_aside(path)
+            try:
+                if is_long(path := self.log_of(name)):
+                    put_aside(path)
+            except OSError as error:
+                failed[name] = str(error)
+        return failed
 
     def dead(self) -> list[str]:
         """The broker and processes that ended, though nobody stopped them."""

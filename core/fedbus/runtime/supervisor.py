@@ -14,6 +14,7 @@ from fedbus.runtime.restarts import Restarts
 from fedbus.runtime.stack import LocalStack
 
 POLL_S = 0.1
+ROOM_S = 60.0  # between looks at whether the disk has room for more than the broker may store
 
 
 class Supervisor:
@@ -32,6 +33,8 @@ class Supervisor:
         self._restarts = Restarts(random.Random().random)
         self._disk = DiskWatch(stack.folder, "the broker stores nothing more, and runs wait")
         self._refusing = False
+        self._room_due = 0.0
+        self._untrimmed: set[str] = set()  # processes whose log cannot be put aside
         self._ends: dict[str, tuple[str, float]] = {}  # how it ended, and when
 
     async def run(self) -> None:
@@ -48,15 +51,24 @@ class Supervisor:
                     self._note_end(name, self._stack.how_it_ended(name))
             for name in self._restarts.due(time.monotonic()):
                 await self._start_again(name)
-            await asyncio.to_thread(self._stack.trim_logs)
+            await self._trim_logs()
             await self._look_at_disk()
             await asyncio.sleep(POLL_S)
 
+    async def _trim_logs(self) -> None:
+        failed = await asyncio.to_thread(self._stack.trim_logs)
+        for name in failed.keys() - self._untrimmed:
+            self._say(f"warning[log-long]: the log of {name} cannot be kept short, {failed[name]}")
+        self._untrimmed = set(failed)
+
     async def _look_at_disk(self) -> None:
-        """Have the broker refuse writes before the disk does, and take them again when there is room."""
+        """Have the broker refuse writes before the disk does, and take what there is room for."""
         if (news := self._disk.look()) is not None:
-            self._say(f"{'error' if self._disk.full else 'warning'}[{news.code}]: {news.reason}")
-        if self._disk.full != self._refusing and self._stack.broker.running():
+            level = "error" if news.code == "disk-full" else "warning"
+            self._say(f"{level}[{news.code}]: {news.reason}")
+        room_due = not self._disk.full and time.monotonic() >= self._room_due
+        if (self._disk.full != self._refusing or room_due) and self._stack.broker.running():
+            self._room_due = time.monotonic() + ROOM_S
             # It may fail on a disk without any space: it is tried again at the next look.
             with contextlib.suppress(FedbusError, OSError):
                 await asyncio.to_thread(self._stack.broker.refuse_writes, self._disk.full)

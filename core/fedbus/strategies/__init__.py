@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fedbus.base.registry import Registry
 
 Vector = NDArray[np.float32]
+Weights = NDArray[np.float64]
 
 
 class Running(Protocol):
@@ -37,10 +38,33 @@ class Running(Protocol):
         ...
 
 
-strategies: Registry[Running] = Registry("strategies", "fedbus.strategies")
+@runtime_checkable
+class Columnwise(Protocol):
+    """A strategy that needs all updates' values of a coordinate at once, such as a median.
+
+    The updates are read a second time when the round is closed, span by span: memory for one
+    span of each, never for whole models. The order of the updates does not change a bit.
+    """
+
+    name: ClassVar[str]
+
+    def combine(self, offset: int, rows: Vector, weights: Weights, out: Vector) -> None:
+        """Write the round's mean update for one span into `out`.
+
+        Args:
+            offset: first element of the span.
+            rows: shape (updates, elements), all finite; may be overwritten.
+            weights: shape (updates,), what each update says of its examples.
+            out: shape (elements,).
+        """
+        ...
 
 
-def strategy(name: str, params: dict[str, Any] | None = None) -> Running:
+Strategy = Running | Columnwise
+strategies: Registry[Strategy] = Registry("strategies", "fedbus.strategies")
+
+
+def strategy(name: str, params: dict[str, Any] | None = None) -> Strategy:
     """Make a strategy by name.
 
     Raises:

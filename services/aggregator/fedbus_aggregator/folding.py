@@ -3,48 +3,31 @@
 An update is decoded into scratch while it is verified, and added once `accepted` is
 stored, in the order of the log. A takeover reads the accepted updates again, which
 write-once subjects make the same bytes, so the sum is the same to the bit.
+A columnwise strategy has no sum: when the round is closed, all updates are read once more.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
-from io import FileIO
-from pathlib import Path
-
-import numpy as np
 from fedbus.bus import Bus
 from fedbus.bus.modelcache import ModelCache
-from fedbus.bus.modelfile import read_vector, scratch_of, write_span
-from fedbus.bus.models import publish_model
-from fedbus.bus.threads import apart
-from fedbus.codec import Vector
-from fedbus.codec.chunk import chunk_digest
-from fedbus.codec.framing import Framing
-from fedbus.codec.grid import CHUNK_ELEMENTS, Grid, Span
+from fedbus.codec.grid import Grid
 from fedbus.rounds.close import Attempt
 from fedbus.rounds.collecting import Refusal
 from fedbus.rounds.fold import Round
-from fedbus.strategies import Running, strategy
+from fedbus.strategies import Columnwise, strategy
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.log import AcceptedUpdate
 from fedbus_schemas.plan import Plan
 from fedbus_schemas.update import TensorSpec
 
-from fedbus_aggregator.reading import ReadUpdate, UpdateReader
+from fedbus_aggregator.columns import Columns
+from fedbus_aggregator.publishing import NextModel, Publishing
+from fedbus_aggregator.reading import Corrupted, ReadUpdate, UpdateReader
+from fedbus_aggregator.sums import Sum
 
 # Several small updates are verified before one entry accepts them all; a large one goes alone.
 SCRATCH_BYTES = 16 << 20
 MOST_IN_ONE_ENTRY = 64
-
-
-class Corrupted(Exception):
-    """An accepted update no longer reads as it did when it was accepted."""
-
-    def __init__(self, update: AcceptedUpdate, refusal: Refusal) -> None:
-        super().__init__(refusal.reason)
-        self.update = update
-        self.refusal = refusal
 
 
 class Folding:
@@ -55,23 +38,36 @@ class Folding:
         self._models = models
         self._plan = plan
         self._reader = UpdateReader(bus, plan)
-        self._strategy: Running = strategy(plan.strategy.name, plan.strategy.params)
+        self._publishing = Publishing(bus, models, plan)
+        made = strategy(plan.strategy.name, plan.strategy.params)
+        self._fold: Sum | Columnwise = made if isinstance(made, Columnwise) else Sum(made)
         self._round: RoundRef | None = None
         self._base: str | None = None
         self._table: list[TensorSpec] | None = None
         self._read: dict[str, ReadUpdate] = {}
-        self._folded: list[str] = []
 
     async def begin(self, ref: RoundRef, round_: Round) -> None:
         """Prepare for a round; calling it again changes nothing."""
         if self._round == ref:
             return
-        self._forget_reads()
+        self.close()
         assert round_.opened is not None
-        self._base = round_.opened.base
-        self._table = (await self._models.get(self._base)).table if self._base else None
-        await self._start_sum()
+        base = round_.opened.base
+        # Other runs' models pass meanwhile: it is held, so that it need not be looked for again.
+        self._table = (await self._models.hold(base)).table if base else None
+        self._base = base
+        if isinstance(self._fold, Sum):
+            await self._fold.start(self._table)
         self._round = ref
+
+    def close(self) -> None:
+        """Let go of what the last round needed."""
+        for read in self._read.values():
+            self._reader.release(read.values)
+        self._read, self._round = {}, None
+        if self._base:
+            self._models.release(self._base)
+            self._base = None
 
     def is_last(self, number: int, round_: Round) -> bool:
         """Whether no round follows an ended one."""
@@ -85,47 +81,42 @@ class Folding:
         return max(1, min(MOST_IN_ONE_ENTRY, SCRATCH_BYTES // Grid.of(self._table).bytes))
 
     async def verify(self, ref: RoundRef, attempt: Attempt, round_: Round) -> AcceptedUpdate | Refusal:
-        """Read and check one update, and keep its values until it is added or discarded."""
+        """Read and check one update; where there is a sum, keep its values until added or discarded."""
         known = next((r for r in self._read.values() if _attempt(r.entry) == attempt), None)
         if known is not None:
             return known.entry
-        read = await self._reader.read(ref, attempt, round_, self._table if self._base else None)
+        table, keep = self._table if self._base else None, isinstance(self._fold, Sum)
+        read = await self._reader.read(ref, attempt, round_, table, keep=keep)
         if isinstance(read, Refusal):
             return read
         self._read[read.entry.key] = read
         return read.entry
 
     def to_add(self, round_: Round) -> int:
-        """How many updates the sum lacks of what the log accepts; all, where it must be folded again."""
-        keys = [update.key for update in round_.counted]
-        return len(keys) - (len(self._folded) if self._folded == keys[: len(self._folded)] else 0)
+        """How many updates the sum, if there is one, lacks of what the log accepts."""
+        return self._fold.lacks(_keys(round_)) if isinstance(self._fold, Sum) else 0
 
     async def add_accepted(self, ref: RoundRef, round_: Round) -> None:
-        """Bring the sum up to what the log accepts.
+        """Bring the sum, if there is one, up to what the log accepts.
 
         Raises:
             Corrupted: an accepted update reads differently now.
         """
-        counted = round_.counted
-        keys = [update.key for update in counted]
-        if self._folded != keys[: len(self._folded)]:
+        if not isinstance(self._fold, Sum):
+            return
+        keys = _keys(round_)
+        if not self._fold.begins(keys):
             # Another instance accepted in another order, or an update was voided: fold again.
-            await self._start_sum()
-        for update in counted[len(self._folded) :]:
+            await self._fold.start(self._table)
+        for update in round_.counted[len(keys) - self._fold.lacks(keys) :]:
             read = self._read.pop(update.key, None) or await self._read_again(ref, update, round_)
             if self._table is None:
                 assert read.table is not None
                 self._table = read.table
-                await self._start_sum()
-            await apart(read.values.nbytes, self._add, read)
+                await self._fold.start(self._table)
+            assert read.values is not None
+            await self._fold.add(update.key, read.values, update.weight)
             self._reader.release(read.values)
-            self._folded.append(update.key)
-
-    async def _start_sum(self) -> None:
-        self._folded = []
-        if self._table:
-            size = Grid.of(self._table).size
-            await apart(4 * size, self._strategy.start, size)
 
     def discard(self, round_: Round) -> None:
         """Drop verified updates that the round will not accept any more."""
@@ -133,47 +124,28 @@ class Folding:
         for key in [k for k in self._read if k not in accepted]:
             self._reader.release(self._read.pop(key).values)
 
-    async def publish(self, ref: RoundRef) -> tuple[str, int]:
-        """Publish base plus mean update as the next model; return its digest and its bytes on the wire."""
+    async def publish(self, ref: RoundRef, round_: Round) -> tuple[str, int]:
+        """Publish base plus mean update as the next model; return its digest and its bytes on the wire.
+
+        Raises:
+            Corrupted: an accepted update reads differently now.
+        """
+        source = await self._source(ref, round_)
         assert self._table is not None
-        base = (await self._models.get(self._base)).path if self._base else None
-        with self._models.making(ref.run) as made:
-            async with aclosing(self._model_chunks(Grid.of(self._table), base, made)) as chunks:
-                manifest, size = await publish_model(
-                    self._bus,
-                    chunks,
-                    run=ref.run,
-                    round=ref.number,
-                    parent=self._base,
-                    codec=self._plan.codec.down.name,
-                    table=self._table,
-                )
-            # The next round begins with it: nobody here has to download what was just made.
-            digest = manifest.digest()
-            await self._models.add(digest, self._table, made)
-        return digest, size
+        return await self._publishing.publish(NextModel(ref, self._base, self._table, source.means))
 
-    async def _model_chunks(self, grid: Grid, base: Path | None, made: Path) -> AsyncGenerator[bytes]:
-        framing = Framing(self._plan.codec.down.name, self._plan.codec.down.params)
-        mean = scratch_of(grid)
-        spans = read_vector(base, grid) if base else _zeros(grid)
-        with made.open("wb", buffering=0) as file:
-            for _ in grid.spans:
-                yield await apart(4 * mean.size, self._seal, spans, mean, framing, file)
+    async def _source(self, ref: RoundRef, round_: Round) -> Sum | Columns:
+        """What the mean is made of; brings the tensors of a first model."""
+        if isinstance(self._fold, Sum):
+            return self._fold
+        columns = await Columns.open(self._bus, self._plan, self._fold, ref, round_.counted)
+        self._table = self._table or columns.table
+        return columns
 
-    def _seal(
-        self, spans: Iterator[tuple[Span, Vector]], mean: Vector, framing: Framing, file: FileIO
-    ) -> bytes:
-        """Encode the next span of the model, and write it down as whoever decodes it will have it."""
-        span, values = next(spans)
-        out = mean[: span.count]
-        self._strategy.finish(span.offset, out)
-        out += values
-        data = framing.encode(span, out)
-        if not framing.is_exact(span):
-            framing.decode(data, chunk_digest(data), span, out)
-        write_span(file.fileno(), span, out)
-        return data
+    def end(self, run: str) -> None:
+        """The run is over: let go of all, and delete what is kept as files for a next round."""
+        self.close()
+        self._publishing.end(run)
 
     async def _read_again(self, ref: RoundRef, update: AcceptedUpdate, round_: Round) -> ReadUpdate:
         table = self._table if self._base else None
@@ -182,28 +154,13 @@ class Folding:
             raise Corrupted(update, read)
         if read.entry.digest != update.digest:
             self._reader.release(read.values)
-            raise Corrupted(
-                update, Refusal("digest-mismatch", "the manifest is not the one that was accepted")
-            )
+            raise Corrupted(update, Refusal.of_another_manifest())
         return read
 
-    def _add(self, read: ReadUpdate) -> None:
-        values, weight = read.values, read.entry.weight
-        for start in range(0, values.size, CHUNK_ELEMENTS):
-            self._strategy.add(start, values[start : start + CHUNK_ELEMENTS], weight)
-        self._strategy.counted(weight)
 
-    def _forget_reads(self) -> None:
-        for read in self._read.values():
-            self._reader.release(read.values)
-        self._read = {}
+def _keys(round_: Round) -> list[str]:
+    return [update.key for update in round_.counted]
 
 
 def _attempt(update: AcceptedUpdate) -> Attempt:
     return update.worker, update.node, update.attempt
-
-
-def _zeros(grid: Grid) -> Iterator[tuple[Span, Vector]]:
-    zeros = np.zeros(max(span.count for span in grid.spans), np.float32)
-    for span in grid.spans:
-        yield span, zeros[: span.count]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from fedbus.base.errors import CodecError, StreamMissing, describe
 from fedbus.bus import Bus
-from fedbus.bus.store import get, get_all
+from fedbus.bus.modelfile import scratch_of
+from fedbus.bus.store import get, get_chunks
 from fedbus.bus.threads import apart
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing, framing_of
@@ -32,12 +33,25 @@ MOST_WEIGHTED = 1e32
 MEMORY_SHARE = 0.8
 
 
+class Corrupted(Exception):
+    """An accepted update no longer reads as it did when it was accepted."""
+
+    def __init__(self, update: AcceptedUpdate, refusal: Refusal) -> None:
+        super().__init__(refusal.reason)
+        self.update = update
+        self.refusal = refusal
+
+
 @dataclass(frozen=True, slots=True)
 class ReadUpdate:
-    """A verified update: its log entry, its values, and its tensors where it makes the first model."""
+    """A verified update.
+
+    `values` is None where only the verdict was asked for; `table` has its tensors where it makes
+    the first model.
+    """
 
     entry: AcceptedUpdate
-    values: Vector
+    values: Vector | None
     table: list[TensorSpec] | None
 
 
@@ -49,9 +63,10 @@ class UpdateReader:
         self._plan = plan
         self._free: list[Vector] = []
 
-    def release(self, values: Vector) -> None:
+    def release(self, values: Vector | None) -> None:
         """Give a scratch vector back."""
-        self._free.append(values)
+        if values is not None:
+            self._free.append(values)
 
     async def read(
         self,
@@ -60,6 +75,7 @@ class UpdateReader:
         round_: Round,
         table: list[TensorSpec] | None,
         *,
+        keep: bool = True,
         again: bool = False,
     ) -> ReadUpdate | Refusal:
         """Read and check one update.
@@ -69,6 +85,7 @@ class UpdateReader:
             attempt: worker, node, attempt.
             round_: the round's fold.
             table: the base model's tensors; None in the round that makes the first.
+            keep: the values are wanted too, not only the verdict.
             again: the update was accepted before, so its timing is not judged any more.
         """
         refusal = None if again else judge_attempt(attempt, round_)
@@ -90,18 +107,19 @@ class UpdateReader:
         if refusal:
             return refusal
         grid = Grid.of(manifest.table or table or [])
-        if refusal := _lacks_memory(grid, len(self._free)):
-            return refusal
-        values = self._scratch(grid.size)
+        values = None
+        if keep:
+            if refusal := _lacks_memory(grid, len(self._free)):
+                return refusal
+            values = self._scratch(grid.size)
         try:
-            read = await self._decode(ref, manifest, grid, values)
+            size = await self._decode(ref, manifest, grid, values)
         except BaseException:
             self.release(values)
             raise
-        if isinstance(read, Refusal):
+        if isinstance(size, Refusal):
             self.release(values)
-            return read
-        size = read
+            return size
         entry = AcceptedUpdate(
             worker=manifest.worker,
             node=manifest.node,
@@ -116,13 +134,15 @@ class UpdateReader:
         return ReadUpdate(entry, values, manifest.table)
 
     async def _decode(
-        self, ref: RoundRef, manifest: UpdateManifest, grid: Grid, values: Vector
+        self, ref: RoundRef, manifest: UpdateManifest, grid: Grid, values: Vector | None
     ) -> int | Refusal:
-        """Decode every chunk into its place; returns what they weigh."""
+        """Decode every chunk into its place, or one over the other; returns what they weigh."""
         total = 0
-        chunks = self._chunks(ref, manifest)
+        scratch = scratch_of(grid) if values is None else values
+        seat = (manifest.worker, manifest.node, manifest.attempt)
+        names = [subjects.update(ref.run, ref.number, *seat, i) for i in range(len(manifest.chunks))]
         framing = framing_of(manifest, self._plan.codec.up)
-        try:
+        async with aclosing(get_chunks(self._bus, subjects.UPDATES, names, manifest.body)) as chunks:
             for span, digest in zip(grid.spans, manifest.chunks, strict=True):
                 try:
                     data = await anext(chunks)
@@ -132,29 +152,15 @@ class UpdateReader:
                             f"chunks weigh more than the {manifest.size_bytes} bytes that the manifest says"
                         )
                         return Refusal("wrong-size", said, span.index)
-                    out = values[span.offset : span.end]
+                    start = 0 if values is None else span.offset
+                    out = scratch[start : start + span.count]
                     peak = await apart(out.nbytes, _decode, framing, data, digest, span, out)
                 except (CodecError, StreamMissing) as error:
                     return Refusal.unreadable(error, span.index)
                 if peak * manifest.num_examples > MOST_WEIGHTED:
                     said = f"value times examples reaches {peak * manifest.num_examples:.1e}"
                     return Refusal("out-of-range", f"{said}, allowed {MOST_WEIGHTED:.0e}", span.index)
-        finally:
-            await chunks.aclose()
         return total
-
-    async def _chunks(self, ref: RoundRef, manifest: UpdateManifest) -> AsyncGenerator[Payload]:
-        if manifest.body is not None:
-            yield manifest.body
-            return
-        seat = (manifest.worker, manifest.node, manifest.attempt)
-        names = [subjects.update(ref.run, ref.number, *seat, i) for i in range(len(manifest.chunks))]
-        chunks = get_all(self._bus, subjects.UPDATES, names)
-        try:
-            async for data in chunks:
-                yield data
-        finally:
-            await chunks.aclose()
 
     def _scratch(self, size: int) -> Vector:
         self._free = [vector for vector in self._free if vector.size == size]

@@ -1,5 +1,6 @@
 """The aggregator's shell: follows manifests and the log, verifies, accepts, folds, publishes.
 
+Where several run, one of them works, which holds a lease; the others follow the log and stand by.
 What may count is decided in `fedbus.rounds.collecting` and `fedbus.rounds.fold`.
 """
 
@@ -14,6 +15,7 @@ from fedbus.base.clock import Clock, SystemClock
 from fedbus.base.errors import BusError, RemoteContractError
 from fedbus.base.setbacks import Setbacks
 from fedbus.bus import Bus, Message
+from fedbus.bus.lease import Lease
 from fedbus.bus.log import RESYNC_S, RoundLog
 from fedbus.bus.modelcache import model_cache
 from fedbus.bus.runs import Runs
@@ -28,7 +30,8 @@ from fedbus_schemas import subjects
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.log import Accepted, AcceptedUpdate, Aggregated, Entry, Rejected, Voided
 
-from fedbus_aggregator.folding import Corrupted, Folding
+from fedbus_aggregator.folding import Folding
+from fedbus_aggregator.reading import Corrupted
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,7 @@ class Aggregator:
         self._listed_at = 0.0
         self._setbacks: Setbacks[RoundRef] = Setbacks("round", log)
         self._wake = asyncio.Event()
+        self._lease = Lease(bus, "aggregator", self._wake.set, self._clock)
         self._tracer = Tracer(bus, "aggregator", self._clock)
 
     async def run(self) -> None:
@@ -64,6 +68,7 @@ class Aggregator:
     async def _run(self) -> None:
         try:
             self._tracer.start()
+            await self._lease.start()
             await self._log.start(await persist(self._bus, self._first_open))
             await self._bus.subscribe(subjects.MANIFEST_COPIES, self._manifest)
             await self._bus.on_up(self._list_anew)
@@ -72,6 +77,7 @@ class Aggregator:
                 for ref in sorted(self._log.rounds):
                     if self._setbacks.ready(ref, now):
                         await self._try(ref)
+                self._lease.want(any(r.state in ("open", "closing") for r in self._log.rounds.values()))
                 until = self._setbacks.next_try(now + RESYNC_S)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(max(0.01, until - self._clock.monotonic())):
@@ -80,6 +86,7 @@ class Aggregator:
                 if self._clock.monotonic() > self._listed_at + RESYNC_S:
                     await self._list_anew()  # a copy may have been lost without a broken connection
         finally:
+            await self._lease.close()
             await self._log.close()
             await self._tracer.close()
 
@@ -131,6 +138,8 @@ class Aggregator:
             if round_ is not None and round_.ended:
                 self._forget(ref)
             return
+        if not self._lease.held:
+            return  # another one does it
         folding = await self._folding(ref)
         await folding.begin(ref, round_)
         if ref not in self._stored or ref in self._unlisted:
@@ -140,12 +149,15 @@ class Aggregator:
                 self._note(ref, subjects.parse_update(subject)[2:5])
             self._unlisted.discard(ref)
         await self._judge(ref, folding)
-        if round_.closing:
+        if round_.closing and self._lease.held:
             await self._finish(ref, folding)
 
     async def _judge(self, ref: RoundRef, folding: Folding) -> None:
         round_ = self._log.rounds[ref]
-        while pending := [a for a in self._stored[ref] if round_.wants_verdict(*a)][: folding.batch]:
+        while self._lease.held:
+            pending = [a for a in self._stored[ref] if round_.wants_verdict(*a)][: folding.batch]
+            if not pending:
+                return
             verified: list[AcceptedUpdate] = []
             for attempt in pending:
                 verdict = await self._verdict(ref, attempt, folding)
@@ -188,30 +200,44 @@ class Aggregator:
             with self._tracer.span("fold", root_of(round_) if count else None, updates=count):
                 await folding.add_accepted(ref, round_)
         except Corrupted as error:
-            update, reason = error.update, error.refusal.reason
-            if self._log.rounds[ref].closing is None:
-                log.error(
-                    "an accepted update changed in storage: %s", reason, extra={"worker": update.worker}
-                )
-                return  # `voided` belongs after the cut-off; it is met again there
-            entry = Voided(
-                at=self._clock.now(),
-                worker=update.worker,
-                node=update.node,
-                chunk=error.refusal.chunk,
-                reason=reason,
-            )
-            await self._append(ref, entry)
-            await self._add(ref, folding)
+            if await self._void(ref, error):
+                await self._add(ref, folding)
+
+    async def _void(self, ref: RoundRef, error: Corrupted) -> bool:
+        """Take an update that changed in storage out of what counts.
+
+        Returns:
+            Whether the fold shall go on without it.
+        """
+        round_, update, reason = self._log.rounds[ref], error.update, error.refusal.reason
+        if round_.aggregated or round_.ended:
+            return False  # it may be gone by now, and is not needed any more
+        if round_.closing is None:
+            log.error("an accepted update changed in storage: %s", reason, extra={"worker": update.worker})
+            return False  # `voided` belongs after the cut-off; it is met again there
+        entry = Voided(
+            at=self._clock.now(),
+            worker=update.worker,
+            node=update.node,
+            chunk=error.refusal.chunk,
+            reason=reason,
+        )
+        await self._append(ref, entry)
+        return True
 
     async def _finish(self, ref: RoundRef, folding: Folding) -> None:
         await self._add(ref, folding)
         round_ = self._log.rounds[ref]
-        if len(round_.counted) < round_.quorum or round_.aggregated:
+        if len(round_.counted) < round_.quorum or round_.aggregated or round_.ended:
             return  # too few are left: the planner aborts the round
-        with self._tracer.span("publish-model", root_of(round_)) as span:
-            digest, size = await folding.publish(ref)
-            span.attributes["bytes"] = size
+        try:
+            with self._tracer.span("publish-model", root_of(round_)) as span:
+                digest, size = await folding.publish(ref, round_)
+                span.attributes["bytes"] = size
+        except Corrupted as error:
+            if await self._void(ref, error):
+                await self._finish(ref, folding)
+            return
         self._tracer.flush_soon()
         weight = sum(update.weight for update in round_.counted)
         await self._append(ref, Aggregated(at=self._clock.now(), model=digest, bytes=size, weight=weight))
@@ -246,6 +272,6 @@ class Aggregator:
         folding = self._foldings.get(ref.run)
         last = folding is not None and folding.is_last(ref.number, self._log.rounds[ref])
         if last:
-            del self._foldings[ref.run]
+            self._foldings.pop(ref.run).end(ref.run)
         self._log.forget(ref.run, ref.number + 1 if last else ref.number)
         self._setbacks.keep(self._log.rounds)

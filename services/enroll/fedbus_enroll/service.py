@@ -13,7 +13,8 @@ from pathlib import Path
 
 from fedbus.base.clock import Clock, SystemClock
 from fedbus.base.errors import BusError, BusUnavailable, EnrolmentError, NotAcked
-from fedbus.bus import Bus, Message
+from fedbus.bus import Bus
+from fedbus.bus.hearing import hear_beats, hear_progress
 from fedbus.bus.kv import Bucket
 from fedbus.bus.micro import serve
 from fedbus.bus.store import persist
@@ -82,8 +83,8 @@ class Enroll:
         """Read what is known, then hear, answer and write until cancelled."""
         await persist(self._bus, self._load)
         await self._bus.on_up(self._listen_afresh)
-        await self._bus.subscribe(subjects.ALL_BEATS, self._beat)
-        await self._bus.subscribe(subjects.ALL_PROGRESS, self._progress)
+        await hear_beats(self._bus, self._beat)
+        await hear_progress(self._bus, self._progress)
         verbs = {"join": self._join, "invite": self._invite, "invites": self._list_invites}
         await serve(self._bus, "enroll", {**verbs, "revoke": self._revoke, "activity": self._activity})
         looked_at = self._clock.now()
@@ -121,23 +122,16 @@ class Enroll:
 
     # What is heard
 
-    def _beat(self, message: Message) -> None:
-        with suppress(ValidationError):
-            beat = Beat.model_validate_json(message.data)
-            # The broker lets a worker beat under its own name only; the payload must agree.
-            if message.subject == subjects.beat(beat.worker):
-                now = self._clock.now()
-                self._roster.hear(beat, now)
-                if self._membership.is_news(beat, now):
-                    self._wake.set()
+    def _beat(self, beat: Beat) -> None:
+        now = self._clock.now()
+        self._roster.hear(beat, now)
+        if self._membership.is_news(beat, now):
+            self._wake.set()
 
-    def _progress(self, message: Message) -> None:
-        with suppress(ValidationError):
-            progress = Progress.model_validate_json(message.data)
-            if message.subject == subjects.progress(progress.worker):
-                now = self._clock.now()
-                self._roster.hear_progress(progress, now)
-                self._membership.hear_progress(progress, now)
+    def _progress(self, progress: Progress) -> None:
+        now = self._clock.now()
+        self._roster.hear_progress(progress, now)
+        self._membership.hear_progress(progress, now)
 
     # What is kept
 

@@ -36,6 +36,7 @@ class Registering:
         self._clock = clock
         self._registry = Registry(bus)
         self._metrics: dict[RoundRef, Mapping[str, float]] = {}
+        self._elements: dict[str, int] = {}
         self._importing = asyncio.Lock()
 
     async def missing(self, run: str, numbers: range) -> list[int]:
@@ -56,20 +57,28 @@ class Registering:
         made = round_.aggregated
         assert made is not None
         about = {"action": "register", "run": ref.run, "round": ref.number}
+        stored: ModelVersion | None = None
+        revision = 0  # most likely there is none
         while not self.is_registered(ref, round_):
             metrics = round_metrics(round_)
             try:
-                stored, revision = await self._registry.get(ref.run, ref.number)
                 if stored is not None and stored.digest != made.model:
                     raise ModelRefused(f"an imported model is called {ref.run!r}")
                 if stored is None or stored.metrics != metrics:
-                    version = version_of(ref, round_, plan, await read_manifest(self._bus, made.model))
+                    version = version_of(ref, round_, plan, await self._size_of(ref.run, made.model))
                     if await self._registry.set(version, revision) is None:
+                        stored, revision = await self._registry.get(ref.run, ref.number)
                         continue
                     log.info("registered", extra=about)
             except (ModelRefused, StreamMissing, CodecError, RemoteContractError) as error:
                 log.error("model not registered: %s", error, extra=about)
             self._metrics[ref] = metrics
+
+    async def _size_of(self, run: str, model: str) -> int:
+        """Elements of a run's models: all have the same tensors."""
+        if run not in self._elements:
+            self._elements[run] = Grid.of((await read_manifest(self._bus, model)).table).size
+        return self._elements[run]
 
     def forget(self, run: str, before: int) -> None:
         """Free what is remembered of a run's rounds below a number."""

@@ -23,7 +23,8 @@ from fedbus.base.errors import (
     TaskError,
 )
 from fedbus.base.setbacks import Setbacks
-from fedbus.bus import Bus, Message
+from fedbus.bus import Bus
+from fedbus.bus.hearing import hear_beats, hear_progress
 from fedbus.bus.log import RESYNC_S, RoundLog, read_round
 from fedbus.bus.micro import serve
 from fedbus.bus.modelcache import ModelCache, model_cache
@@ -53,7 +54,6 @@ from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.log import Evaluated
 from fedbus_schemas.messages import Beat, Progress
 from fedbus_schemas.plan import Plan
-from pydantic import ValidationError
 
 from fedbus_evaluator.cohort import CohortScores
 from fedbus_evaluator.registering import Registering
@@ -96,8 +96,8 @@ class Evaluator:
             try:
                 self._tracer.start()
                 await self._log.start(await persist(self._bus, self._restore))
-                await self._bus.subscribe(subjects.ALL_BEATS, self._beat)
-                await self._bus.subscribe(subjects.ALL_PROGRESS, self._progress)
+                await hear_beats(self._bus, self._beat)
+                await hear_progress(self._bus, self._progress)
                 # Answering pings tells a watcher that scores will come.
                 await serve(self._bus, "evaluator", {"import": self._registering.import_model})
                 while True:
@@ -116,19 +116,13 @@ class Evaluator:
 
     # What is heard
 
-    def _beat(self, message: Message) -> None:
-        with suppress(ValidationError):
-            beat = Beat.model_validate_json(message.data)
-            if message.subject == subjects.beat(beat.worker):
-                self._roster.hear(beat, self._clock.now())
+    def _beat(self, beat: Beat) -> None:
+        self._roster.hear(beat, self._clock.now())
 
-    def _progress(self, message: Message) -> None:
-        with suppress(ValidationError):
-            progress = Progress.model_validate_json(message.data)
-            if message.subject == subjects.progress(progress.worker):
-                self._roster.hear_progress(progress, self._clock.now())
-                if self._waiting and progress.phase == "evaluate":
-                    self._wake.set()
+    def _progress(self, progress: Progress) -> None:
+        self._roster.hear_progress(progress, self._clock.now())
+        if self._waiting and progress.phase == "evaluate":
+            self._wake.set()
 
     # What is due
 

@@ -12,7 +12,8 @@ from contextlib import suppress
 from fedbus.base.clock import Clock, SystemClock, random_token
 from fedbus.base.errors import BusError, RunEnded
 from fedbus.base.setbacks import Setbacks
-from fedbus.bus import Bus, Message
+from fedbus.bus import Bus
+from fedbus.bus.hearing import hear_beats, hear_progress
 from fedbus.bus.log import RESYNC_S, RoundLog
 from fedbus.bus.micro import serve
 from fedbus.bus.runs import Runs
@@ -51,7 +52,6 @@ from fedbus_schemas.messages import (
     Waiting,
 )
 from fedbus_schemas.roster import AskWhy, Standings
-from pydantic import ValidationError
 
 from fedbus_planner.books import Books
 from fedbus_planner.post import post_announcement, post_notice
@@ -89,8 +89,8 @@ class Planner:
             await self._log.start(await persist(self._bus, self._first_open))
             await emit_missing(self._tracer, self._bus, self._log, list(self._books.records))
             await self._bus.on_up(self._listen_afresh)
-            await self._bus.subscribe(subjects.ALL_BEATS, self._beat)
-            await self._bus.subscribe(subjects.ALL_PROGRESS, self._progress)
+            await hear_beats(self._bus, self._beat)
+            await hear_progress(self._bus, self._progress)
             verbs = {"start": self._start, "waiting": self._tell_waiting, "abort": self._abort}
             await serve(self._bus, "planner", {**verbs, "why": self._why})
             while True:
@@ -124,23 +124,15 @@ class Planner:
             self._look_at = 0.0
         self._wake.set()
 
-    def _beat(self, message: Message) -> None:
-        with suppress(ValidationError):
-            beat = Beat.model_validate_json(message.data)
-            # The broker lets a worker beat under its own name only; the payload must agree.
-            own = message.subject == subjects.beat(beat.worker)
-            if own:
-                self._terms.meet(beat)
-            if own and self._roster.hear(beat, self._clock.now()):
-                self._wake.set()
+    def _beat(self, beat: Beat) -> None:
+        self._terms.meet(beat)
+        if self._roster.hear(beat, self._clock.now()):
+            self._wake.set()
 
-    def _progress(self, message: Message) -> None:
-        with suppress(ValidationError):
-            progress = Progress.model_validate_json(message.data)
-            if message.subject == subjects.progress(progress.worker):
-                self._roster.hear_progress(progress, self._clock.now())
-                if progress.failed:
-                    self._wake.set()
+    def _progress(self, progress: Progress) -> None:
+        self._roster.hear_progress(progress, self._clock.now())
+        if progress.failed:
+            self._wake.set()
 
     # Commands
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedbus.base.errors import PlanRefused, UnknownRun
 from fedbus.bus import Bus
 from fedbus.bus.log import read_round
-from fedbus.bus.models import read_manifest
+from fedbus.bus.models import download_bytes, read_manifest
 from fedbus.bus.registry import Registry
 from fedbus.bus.runs import Runs
 from fedbus.rounds.versions import misfit
@@ -31,7 +31,8 @@ async def model_to_start_from(bus: Bus, name: str) -> tuple[str, int]:
     for number in range(record.open_round, -1, -1):
         made = (await read_round(bus, RoundRef(name, number))).aggregated
         if made:
-            return made.model, made.bytes
+            # Nobody needs to have any model of that run.
+            return made.model, await download_bytes(bus, made.model)
     raise PlanRefused(f"model.from: run {name} has made no model")
 
 

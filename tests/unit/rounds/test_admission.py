@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from fedbus.base.errors import FedbusError, PlanRefused, UnknownName
+from fedbus.codec.framing import down_codec, sends_deltas
 from fedbus.rounds.admission import admit, read_plan
 from fedbus_schemas.plan import Plan
 
@@ -100,6 +101,15 @@ def test_an_unknown_name_is_answered_with_the_nearest(
             {"cohort": {"min": 4}, "close": {"quorum": 3, "target": 0.5}},
             "close.quorum 3 is above close.target 0.5, which is 2 of 4 workers",
         ),
+        (
+            {"strategy": "median", "codec": {"up": "topk"}},
+            " of what workers agree on with codec.up topk: most values",
+        ),
+        (
+            {"strategy": "trimmed_mean", "codec": {"up": {"name": "ecq", "step": 4}}},
+            "codec.up ecq: most values",
+        ),
+        ({"strategy": "median", "codec": {"up": "auto"}}, "codec.up auto: most values"),
     ],
 )
 def test_what_cannot_work_is_refused(values: dict[str, Any], says: str) -> None:
@@ -124,13 +134,20 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
         "train: lrr: unknown key; did you mean 'lr'?; "
         "close.quorum 5 cannot be met with cohort.min 3 workers"
     )
-    assert error.hint == "known strategies: fedavg; known codecs: bf16, dense, ecq, eden, int8, topk"
+    assert (
+        error.hint
+        == "known strategies: fedavg, median, trimmed_mean; known codecs: bf16, dense, ecq, eden, int8, topk"
+    )
 
 
 @pytest.mark.parametrize(
     "values",
     [
         {},
+        {"strategy": "median"},
+        {"strategy": {"name": "trimmed_mean", "trim": 0.3}, "codec": {"up": "ecq"}},
+        {"strategy": "median", "codec": {"up": {"name": "eden", "bits": 1}}},
+        {"strategy": "fedavg", "codec": {"up": "topk"}},
         {"close": {"target": 0.3}},
         {"close": {"target": 2}},
         {"cohort": {"min": 4}, "close": {"quorum": 3}},
@@ -178,12 +195,36 @@ def test_a_plan_keeps_its_digest_on_the_wire() -> None:
     assert Plan.model_validate_json(plan.model_dump_json(by_alias=True)).digest() == plan.digest()
 
 
-@pytest.mark.parametrize("codec", ["ecq", {"name": "topk", "fraction": 0.1}, "eden"])
-def test_a_codec_that_loses_much_carries_no_models(codec: Any) -> None:
+@pytest.mark.parametrize(
+    "codec",
+    [
+        "eden",
+        {"name": "ecq", "error_feedback": False},
+        {"name": "topk", "fraction": 0.1, "error_feedback": False},
+    ],
+)
+def test_a_codec_that_loses_much_for_good_carries_no_models(codec: Any) -> None:
     error = _refusal({"task": "digits", "codec": {"down": codec}})
-    assert re.search(r"codec\.down: \w+ loses \d\d% of weights; it is for updates only", error.message)
-    assert error.hint == "dense, bf16 and int8 can carry models"
+    said = r"codec\.down: \w+ loses \d\d% of weights, and has no error feedback here"
+    assert re.search(said, error.message)
+    assert error.hint is not None
+    assert error.hint.startswith("dense, bf16 and int8 can carry models")
     admit(read_plan({"task": "digits", "codec": {"up": codec}}))
+
+
+@pytest.mark.parametrize("codec", ["ecq", {"name": "ecq", "step": 4}, "topk"])
+def test_a_codec_with_error_feedback_carries_differences(codec: Any) -> None:
+    plan = read_plan({"task": "digits", "codec": {"down": codec, "full_every": 3}})
+    admit(plan)
+    assert sends_deltas(plan.codec.down)
+    assert down_codec(plan.codec.down, whole=True).name == "dense"
+    assert down_codec(plan.codec.down, whole=False) == plan.codec.down
+
+
+@pytest.mark.parametrize("often", [1, 101, 2.5])
+def test_how_often_a_whole_model_comes_is_bounded(often: Any) -> None:
+    with pytest.raises(PlanRefused, match=r"codec\.full_every"):
+        read_plan({"task": "digits", "codec": {"down": "ecq", "full_every": often}})
 
 
 def test_auto_is_for_updates_and_takes_no_parameters() -> None:
@@ -195,4 +236,7 @@ def test_auto_is_for_updates_and_takes_no_parameters() -> None:
 
 @pytest.mark.parametrize("codec", ["dense", "bf16", "int8"])
 def test_a_codec_that_loses_little_does(codec: str) -> None:
-    admit(read_plan({"task": "digits", "codec": {"down": codec}}))
+    plan = read_plan({"task": "digits", "codec": {"down": codec}})
+    admit(plan)
+    assert not sends_deltas(plan.codec.down)
+    assert down_codec(plan.codec.down, whole=True) == plan.codec.down

@@ -24,7 +24,7 @@ from fedbus.rounds.versions import misfit, model_report, registrable, version_of
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.log import Evaluated
 from fedbus_schemas.registry import ModelVersion
-from fedbus_schemas.update import EvaluationReport, ModelManifest, TensorSpec
+from fedbus_schemas.update import EvaluationReport, TensorSpec
 from hypothesis import given
 from hypothesis import strategies as st
 from support.rounds import (
@@ -243,9 +243,6 @@ def test_updates_are_kept_until_the_scores_beside_them_are_read() -> None:
 # The registry
 
 TABLE = [TensorSpec(name="w", shape=(2, 3), dtype="float32"), TensorSpec(name="n", shape=(), dtype="int64")]
-MANIFEST = ModelManifest(
-    run="run-1", round=1, parent=BASE, codec="dense", table=TABLE, chunks=[digest("c")], size_bytes=30
-)
 
 
 def test_a_model_is_registered_when_its_score_is_there_or_not_due() -> None:
@@ -257,7 +254,7 @@ def test_a_model_is_registered_when_its_score_is_there_or_not_due() -> None:
 
 
 def test_a_version_says_what_the_log_says() -> None:
-    version = version_of(RoundRef("run-1", 1), fold(*ENDED, evaluated(), scored("w1")), BOTH, MANIFEST)
+    version = version_of(RoundRef("run-1", 1), fold(*ENDED, evaluated(), scored("w1")), BOTH, 7)
     assert (version.key, version.name, version.parent) == ("run-1.1", "run-1/1", BASE)
     assert (version.digest, version.elements, version.size_bytes) == (digest("model"), 7, 100)
     assert version.metrics == {"accuracy": 0.5, "federated_loss": 0.5}

@@ -19,7 +19,7 @@ from fedbus.rounds.planning import (
 )
 from fedbus.rounds.roster import BEAT_S, MOST_PROGRESS, SETTLED_AFTER_S, Roster
 from fedbus.selection.uniform import Uniform
-from fedbus_schemas.log import Finished, WorkerLost
+from fedbus_schemas.log import Entry, Finished, WorkerLost
 from fedbus_schemas.messages import Waiting
 from fedbus_schemas.plan import Plan
 from support.rounds import (
@@ -32,6 +32,7 @@ from support.rounds import (
     digest,
     finished,
     fold,
+    lost,
     opened,
     plan,
     progress,
@@ -134,6 +135,16 @@ def test_a_task_that_no_worker_has_is_told_with_what_comes_near(offered: str, sa
     assert (obstacle.code, obstacle.reason) == ("task", said)
 
 
+@pytest.mark.parametrize(("up", "down"), [("int8", "dense"), ("dense", "int8"), ("auto", "int8")])
+def test_a_worker_needs_the_codecs_of_both_ways(up: str, down: str) -> None:
+    roster = _roster()
+    roster.hear(beat("w1").model_copy(update={"capabilities": _able("noop")}), NOW)
+    obstacle = roster.obstacle("w1", plan(codec={"up": up, "down": down}), NOW)
+    assert obstacle is not None
+    assert (obstacle.code, obstacle.reason) == ("codec", "codec int8 is not installed there")
+    assert roster.obstacle("w1", plan(codec={"up": "dense", "down": "dense"}), NOW) is None
+
+
 def test_a_round_keeps_who_could_not_be_a_member() -> None:
     roster = _roster("w1")
     roster.hear(beat("w2").model_copy(update={"capabilities": _able("other")}), NOW)
@@ -181,6 +192,18 @@ def test_a_worker_without_a_part_left_is_excluded() -> None:
 
 
 # A round's end
+
+
+def test_a_cut_off_is_announced_where_somebody_is_still_at_work() -> None:
+    """One stored message and a wake-up of every worker: the next round's announcement says it as well."""
+
+    def step(*entries: Entry) -> Step:
+        round_ = fold(opened("w1", "w2", "w3"), accepted("w1"), *entries, closing())
+        return _step(plan(), _roster("w1"), {1: round_}, Following(NOW), NOW + 1)
+
+    assert step(accepted("w2")) == Announce(1, "closed")
+    assert isinstance(step(accepted("w2"), lost("w3")), Wait)
+    assert isinstance(step(accepted("w2", "w3")), Wait)
 
 
 @pytest.mark.parametrize("state", ["closing", "aggregated", "finished", "aborted"])

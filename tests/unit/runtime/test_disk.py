@@ -46,6 +46,20 @@ def test_it_is_full_below_the_least_and_never_with_twice_that(total: int, free: 
         assert watch.full == (free < LEAST) or LEAST <= free < 2 * LEAST
 
 
+def test_a_disk_that_cannot_be_looked_at_is_told_of_once(tmp_path: Path) -> None:
+    watch = DiskWatch(tmp_path / "mounted", "")
+    for _ in range(2):
+        told = [watch.look() for _ in range(3)]
+        assert told[0] is not None
+        assert told[0].code == "disk-unknown"
+        assert "No such file or directory" in told[0].reason
+        assert told[1:] == [None, None]
+        (tmp_path / "mounted").mkdir()
+        found = watch.look()
+        assert found is None or found.code != "disk-unknown"
+        (tmp_path / "mounted").rmdir()
+
+
 @pytest.mark.parametrize(
     ("listen", "exposed"),
     [

@@ -37,7 +37,6 @@ def _heard(*news: Announcement, worker: str = "w1") -> Announced:
 def test_a_seat_in_an_open_round_is_an_assignment() -> None:
     (assignment,) = _heard(_news(3)).open()
     assert assignment.ref == RoundRef("run-1", 3)
-    assert assignment.key == "run-1.3.0"
     assert assignment.member.partition == 2
     assert assignment.seed == derive_seed(PLAN, 3, "part-2")
 
@@ -71,6 +70,32 @@ def test_a_last_model_is_scored_while_somebody_reads_the_score() -> None:
     assert _heard(_news(3, score=digest("base"))).to_score(NOW) == [], "an open round asks for more"
 
 
+def test_what_was_given_up_is_not_offered_again_and_forgotten_once_the_run_went_on() -> None:
+    announced = _heard(_news(0))
+    for number in range(1, 6):
+        announced.hear(_news(number))
+        announced.give_up(RoundRef("run-1", number))
+        assert announced.open() == []
+    assert [n for n in range(6) if announced.has_given_up(RoundRef("run-1", n))] == [4, 5]
+    announced.hear(_news(1, run="run-2"))
+    assert announced.has_given_up(RoundRef("run-1", 5)), "another run says nothing of it"
+    asked = _news(5, "closed", score=digest("last"), score_until=NOW + 60)
+    announced.hear(asked)
+    assert len(announced.to_score(NOW)) == 1, "its training was given up, not its score"
+    announced.give_up(RoundRef("run-1", 5), scoring=True)
+    assert announced.to_score(NOW) == []
+    announced.forget(["run-2"])
+    announced.hear(asked)
+    assert len(announced.to_score(NOW)) == 1, "nothing is left of it"
+
+
+def test_runs_that_are_over_are_forgotten_once_nobody_announces_them() -> None:
+    announced = _heard(_news(3, "closed"), _news(3, "closed", run="run-2"), _news(3, run="run-3"))
+    announced.forget(["run-2"])
+    assert [announced.knows(run) for run in ("run-1", "run-2", "run-3")] == [False, True, True]
+    assert announced.hear(_news(0)), "the name may come again"
+
+
 def test_others_rounds_are_not_ours() -> None:
     assert _heard(_news(3), worker="stranger").open() == []
     assert _heard(_news(3, "closed")).open() == []
@@ -83,7 +108,11 @@ def test_a_worker_may_have_several_seats_and_runs_longest_open_first() -> None:
         _news(1, run="run-2", opened_at=NOW + 1, members=seats),
         _news(1, run="run-3", members=seats[1:2]),
     )
-    assert [a.key for a in announced.open()] == ["run-2.1.b", "run-2.1.a", "run-1.1.0"]
+    assert [(a.ref.run, a.member.node) for a in announced.open()] == [
+        ("run-2", "b"),
+        ("run-2", "a"),
+        ("run-1", "0"),
+    ]
 
 
 def test_where_the_data_is() -> None:

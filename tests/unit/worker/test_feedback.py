@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,13 @@ from fedbus.base.errors import ChunkRefused
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import CHUNK_ELEMENTS, Grid
+from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.log import Member
 from fedbus_schemas.messages import Announcement
 from fedbus_schemas.update import TensorSpec
-from fedbus_worker import feedback
 from fedbus_worker.assignments import Assignment
 from fedbus_worker.encoding import Encoding, Stopped
-from fedbus_worker.feedback import Residuals
-from fedbus_worker.spool import Spool, SpooledTraining
+from fedbus_worker.spool import Spool, SpooledTraining, Spools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.rounds import NOW, digest, plan
@@ -41,13 +39,10 @@ class Host:
     def __init__(self, folder: Path, codec: Any = None) -> None:
         self.folder = folder
         self.plan = plan(codec={"up": codec or CODEC})
-        self.residuals = Residuals(folder / "residuals")
 
     def spool(self, number: int) -> Spool:
-        return Spool(self.folder / "spool" / self.key(number))
-
-    def key(self, number: int, run: str = "run-1") -> str:
-        return f"{run}.{number}.0"
+        """As a process finds it that starts now."""
+        return Spools(self.folder / "spool").open(RoundRef("run-1", number), "0")
 
     async def encode(self, number: int, delta: Vector, *, base: str | None = "base") -> Encoding:
         """Encode a round's difference as the worker does; an error leaves what a kill would leave."""
@@ -63,8 +58,10 @@ class Host:
         )  # fmt: skip
         assignment, spool = Assignment(news, Member(worker="w1")), self.spool(number)
         delta.tofile(spool.delta)
-        trained = SpooledTraining(attempt="a", table=TABLE, num_examples=1, metrics={}, boot=None)
-        return Encoding(assignment, spool, trained, self.residuals.path(assignment.key))
+        trained = SpooledTraining(
+            round=number, attempt="a", table=TABLE, num_examples=1, metrics={}, boot=None
+        )
+        return Encoding(assignment, spool, trained)
 
     def decoded(self, number: int) -> Vector:
         """What the receiver gets."""
@@ -78,17 +75,18 @@ class Host:
         return out
 
     def settle(self, number: int, counted: bool | None) -> None:
-        spool = self.spool(number)
-        self.residuals.settle(self.key(number), spool, counted)
-        spool.remove()
+        self.spool(number).settle(counted)
 
     @property
     def residual(self) -> Vector:
         """What is kept; zeros where nothing is."""
-        path = self.residuals.path(self.key(1))
-        if not path.exists():
+        if not self.residual_file.exists():
             return np.zeros(LOSSY, np.float32)
-        return np.fromfile(path, np.float32)[:LOSSY]
+        return np.fromfile(self.residual_file, np.float32)[:LOSSY]
+
+    @property
+    def residual_file(self) -> Path:
+        return self.folder / "spool" / "run-1.0" / "residual"
 
 
 def _delta(seed: int) -> Vector:
@@ -103,7 +101,6 @@ async def test_what_is_lost_is_sent_later(tmp_path: Path) -> None:
         await host.encode(number, delta)
         got = host.decoded(number)
         np.testing.assert_array_equal(got[LOSSY:], delta[LOSSY:], err_msg="exact tensors are exact")
-        assert not host.spool(number).delta.exists()
         host.settle(number, counted=True)
         true += delta
         sent += got
@@ -173,9 +170,9 @@ async def _with_kills(folder: Path, rounds: list[tuple[str, bool | None, int]]) 
     """A new process for each step: all that there is, is on disk."""
     true, sent = np.zeros(LOSSY), np.zeros(LOSSY)
     for number, (killed, counted, before) in enumerate(rounds, 1):
-        for _ in range(before):  # after chunks were encoded, before `update.json`
+        for _ in range(before):  # after chunks were encoded, before `update`
             await Host(folder).encode(number, _delta(number + 100))
-            (Host(folder).spool(number).folder / "update.json").unlink()
+            (Host(folder).spool(number).folder / "update").unlink()
         delta = _delta(number)
         await Host(folder).encode(number, delta)
         if killed != "encoded":
@@ -184,9 +181,9 @@ async def _with_kills(folder: Path, rounds: list[tuple[str, bool | None, int]]) 
         if counted or (counted is None and killed != "encoded"):
             true += delta[:LOSSY]
             sent += got
-        if killed == "settled":  # after the rename, before the folder was removed
-            host = Host(folder)
-            host.residuals.settle(host.key(number), host.spool(number), counted)
+        if killed == "settled" and counted is not False:  # after the rename, before the rest
+            spool = Host(folder).spool(number)
+            spool.lost.replace(spool.residual)
         Host(folder).settle(number, counted)
         np.testing.assert_allclose(sent + Host(folder).residual, true, atol=1e-4)
 
@@ -196,7 +193,7 @@ async def test_the_first_weights_travel_as_they_are_and_lose_nothing(tmp_path: P
     await host.encode(0, _delta(1), base=None)
     np.testing.assert_array_equal(host.decoded(0), _delta(1))
     host.settle(0, counted=True)
-    assert host.residuals.runs() == []
+    assert not host.residual_file.exists()
 
 
 @pytest.mark.parametrize("codec", ["int8", {"name": "ecq", "error_feedback": False}])
@@ -205,7 +202,7 @@ async def test_without_feedback_nothing_is_kept(tmp_path: Path, codec: Any) -> N
     await host.encode(1, _delta(1))
     assert not host.spool(1).lost.exists()
     host.settle(1, counted=True)
-    assert host.residuals.runs() == []
+    assert not host.residual_file.exists()
 
 
 async def test_a_codec_without_feedback_sends_what_is_left_of_another(tmp_path: Path) -> None:
@@ -244,7 +241,7 @@ async def test_damage_is_noticed_and_left_out(
     await host.encode(1, _delta(1))
     host.settle(1, counted=True)
     kept = host.residual
-    path = host.residuals.path(host.key(1))
+    path = host.residual_file
     data = bytearray(path.read_bytes())
     match damage:
         case "flip":
@@ -263,27 +260,6 @@ async def test_damage_is_noticed_and_left_out(
     expected = np.zeros_like(kept)
     expected[whole] = kept[whole]
     np.testing.assert_allclose(used, expected, atol=1e-6)
-
-
-async def test_runs_are_forgotten_and_few_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    host = Host(tmp_path)
-    monkeypatch.setattr(feedback, "KEPT", 3)
-    for index in range(5):
-        key = f"run-{index}.1.0"
-        spool = Spool(tmp_path / "spool" / key)
-        spool.lost.write_bytes(b"lost")
-        os.utime(spool.lost, (index, index))
-        host.residuals.settle(key, spool, True)
-    assert sorted(path.name for path in (tmp_path / "residuals").iterdir()) == [
-        "run-2.0",
-        "run-3.0",
-        "run-4.0",
-    ]
-    again = Residuals(tmp_path / "residuals")
-    assert again.runs() == ["run-2", "run-3", "run-4"]
-    again.forget("run-3")
-    assert again.runs() == ["run-2", "run-4"]
-    assert not again.path("run-3.9.0").exists()
 
 
 async def test_memory_does_not_grow_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

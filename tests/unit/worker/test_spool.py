@@ -9,6 +9,7 @@ from fedbus.codec.chunk import chunk_digest
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.update import TensorSpec, UpdateManifest
 from fedbus_worker import spool as spools
+from fedbus_worker.record import Record
 from fedbus_worker.spool import Spool, SpooledTraining, SpooledUpdate, Spools, boot_id
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ CHUNKS = [b"first", b"the second", b"3"]
 def _spooled(folder: Path, chunks: list[bytes] | None = None) -> tuple[Spool, SpooledUpdate]:
     """As the worker leaves it when encoding is done."""
     chunks = CHUNKS if chunks is None else chunks
-    spool = Spool(folder / "run-1.3.0")
+    spool = Spool(folder / "run-1.0")
     spool.chunks.write_bytes(b"".join(chunks))
     manifest = UpdateManifest(
         run="run-1", round=3, worker="w1", attempt="0123abcd", plan=digest("plan"), base=digest("base"),
@@ -64,21 +65,22 @@ def test_another_attempt_begins_with_nothing(tmp_path: Path) -> None:
     spool, _ = _spooled(tmp_path)
     spool.note_stored(1)
     spool.mark_sent()
-    spool.restart()
+    spool.begin(3)
     for each in (spool, Spool(spool.folder)):
         assert (each.update, each.sent, each.stored()) == (None, False, set())
 
 
 def test_what_was_trained_need_not_be_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spool = Spool(tmp_path / "run.1.0")
+    spool = Spool(tmp_path / "run.0")
     table = [TensorSpec(name="w", shape=(3,), dtype="float32")]
     trained = SpooledTraining(
-        attempt="a1", table=table, num_examples=2, metrics={"loss": 0.5}, boot=boot_id()
+        round=1, attempt="a1", table=table, num_examples=2, metrics={"loss": 0.5}, boot=boot_id()
     )
     spool.save_training(trained)
     assert spool.training() is None, "there is no difference yet"
     spool.delta.write_bytes(bytes(12))
-    assert Spool(spool.folder).training() == trained
+    again = Spool(spool.folder)
+    assert (again.training(), again.ref) == (trained, RoundRef("run", 1))
     spool.delta.write_bytes(bytes(8))
     assert spool.training() is None, "it is cut off"
     spool.delta.write_bytes(bytes(12))
@@ -86,27 +88,59 @@ def test_what_was_trained_need_not_be_trained_again(tmp_path: Path, monkeypatch:
     assert spool.training() is None, "a power cut may have damaged it"
     monkeypatch.undo()
     assert spool.training() == trained
-    spool.restart()
-    assert spool.training() is None
+    spool.begin(2)
+    for each in (spool, Spool(spool.folder)):
+        assert each.training() is None
 
 
 async def test_the_index_follows_what_is_opened_and_forgotten(tmp_path: Path) -> None:
-    (tmp_path / "stray").mkdir()
-    (tmp_path / "run.x.0").mkdir()
+    for stray in ("stray", "run.x.0"):
+        (tmp_path / stray).mkdir()
     spool, update = _spooled(tmp_path)
-    spools = Spools(tmp_path)
-    assert spools.refs() == {"run-1.3.0": RoundRef("run-1", 3)}
-    known = spools.known("run-1.3.0")
+    spools, third = Spools(tmp_path), RoundRef("run-1", 3)
+    assert (spools.refs(), spools.runs()) == ({third}, {"run-1"})
+    known = spools.known(third, "0")
     assert known is not None
     assert known.update == update
-    assert spools.open("run-1.3.0") is known
-    assert spools.known("run-1.4.0") is None
-    spools.open("run-1.4.0")
-    assert list(spools.refs()) == ["run-1.3.0", "run-1.4.0"]
-    await spools.forget("run-1.3.0")
-    await spools.forget("run-1.3.0")
+    assert spools.open(third, "0") is known
+    assert spools.known(RoundRef("run-1", 4), "0") is None
+    other = spools.open(RoundRef("run-2", 1), "0")
+    assert spools.refs() == {third, RoundRef("run-2", 1)}
+    await spools.forget("run-1")
+    await spools.forget("run-1")
     assert not spool.folder.exists()
-    assert list(spools.refs()) == ["run-1.4.0"]
+    assert spools.refs() == {RoundRef("run-2", 1)}
+    assert spools.of(RoundRef("run-2", 1)) == [other]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["same process", "after a restart"])
+def test_the_next_round_uses_the_files_again_and_finds_nothing_in_them(tmp_path: Path, again: bool) -> None:
+    """To make and delete files costs more than all else in a small round."""
+    spool, _ = _spooled(tmp_path)
+    spool.delta.write_bytes(b"x" * 12)
+    spool.note_stored(1)
+    before = {path: path.stat().st_ino for path in (spool.delta, spool.chunks, spool.folder / "update")}
+    spools = Spools(tmp_path)
+    (settled,) = spools.of(RoundRef("run-1", 3))
+    settled.settle(True)
+    assert spools.refs() == set()
+    if again:
+        spools = Spools(tmp_path)
+        assert spools.refs() == set()
+    fourth = spools.open(RoundRef("run-1", 4), "0")
+    assert (fourth.update, fourth.training(), fourth.stored(), fourth.sent) == (None, None, set(), False)
+    assert {path: path.stat().st_ino for path in before} == before
+
+
+def test_what_a_kill_left_of_a_round_is_nothing_of_the_next(tmp_path: Path) -> None:
+    """Records go first, then the rest: a kill in between leaves files without a round."""
+    spool, _ = _spooled(tmp_path)
+    spool.note_stored(0)
+    spool.lost.write_bytes(b"lost")
+    with (spool.folder / "update").open("r+b") as file:
+        file.write(b"\0")
+    found = Spool(spool.folder)
+    assert (found.ref, found.stored(), found.lost.exists()) == (None, set(), False)
 
 
 async def test_a_resume_reads_the_same_bytes_and_only_those_without_an_acknowledgement(
@@ -144,39 +178,53 @@ def test_a_lost_or_torn_record_of_acknowledgements_costs_a_repeat(tmp_path: Path
 
 def test_a_record_that_cannot_be_written_costs_a_repeat(tmp_path: Path) -> None:
     """A disk may be full once the chunks are on it: an update that can be sent is sent."""
-    spool, _ = _spooled(tmp_path)
-    for name in ("stored", "sent"):
-        (spool.folder / name).symlink_to(tmp_path / "missing" / name)
+    spool, update = _spooled(tmp_path)
+    (spool.folder / "stored").symlink_to(tmp_path / "missing" / "stored")
     spool.note_stored(1)
+    (spool.folder / "update").rename(tmp_path / "kept")
     spool.mark_sent()
     assert spool.sent
+    (tmp_path / "kept").rename(spool.folder / "update")
     again = Spool(spool.folder)
-    assert (again.sent, _unsent(again)) == (False, [0, 1, 2])
+    assert (again.update, again.sent, _unsent(again)) == (update, False, [0, 1, 2])
 
 
 @pytest.mark.parametrize("keep", [0, 1, 50, -1])
 def test_a_torn_update_is_no_update(tmp_path: Path, keep: int) -> None:
     spool, _ = _spooled(tmp_path)
-    path = spool.folder / "update.json"
+    path = spool.folder / "update"
     path.write_bytes(path.read_bytes()[:keep])
+    assert Spool(spool.folder).update is None
+
+
+@pytest.mark.parametrize("at", [0, 1, 4, 9, 200])
+def test_a_damaged_update_is_no_update(tmp_path: Path, at: int) -> None:
+    spool, _ = _spooled(tmp_path)
+    path = spool.folder / "update"
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
     assert Spool(spool.folder).update is None
 
 
 @pytest.mark.parametrize("data", [b"\0" * 100, b"null", b"{}", b'{"sizes":[]}', b"\xff\xfe"])
 def test_what_is_no_update_is_ignored(tmp_path: Path, data: bytes) -> None:
     spool, _ = _spooled(tmp_path)
-    (spool.folder / "update.json").write_bytes(data)
+    (spool.folder / "update").write_bytes(data)
+    assert Spool(spool.folder).update is None
+    record = Record(spool.folder / "update", SpooledTraining)  # whole, and something else
+    record.write(
+        SpooledTraining(round=1, attempt="a", table=[], num_examples=1, metrics={}, boot=None), mark=1
+    )
     assert Spool(spool.folder).update is None
 
 
-def test_a_kill_while_saving_leaves_the_old_one_whole(tmp_path: Path) -> None:
+def test_a_shorter_update_over_a_longer_one_is_whole(tmp_path: Path) -> None:
     spool, update = _spooled(tmp_path)
-    (spool.folder / "update.new").write_text('{"manifest": {"run"')
-    assert Spool(spool.folder).update == update
     changed = update.model_copy(update={"sizes": [1]})
     spool.save(changed)
     assert Spool(spool.folder).update == changed
-    assert sorted(path.name for path in spool.folder.iterdir()) == ["chunks", "update.json"]
+    assert sorted(path.name for path in spool.folder.iterdir()) == ["chunks", "update"]
 
 
 def test_removing_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:

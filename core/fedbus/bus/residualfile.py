@@ -1,0 +1,113 @@
+"""What encodings lost, as files: read and written span by span, through the caller's scratch memory.
+
+A file is the lossy part of the vector as flat float32, then a CRC-32 of each chunk. It is not synced: what a
+power cut damages is noticed.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from fedbus.codec import Vector
+from fedbus.codec.grid import Grid, Span
+
+_SUM = np.dtype("<u4")
+
+
+class ResidualDamaged(Exception):
+    """The file is not there, or does not hold what was written into it."""
+
+
+class Residual:
+    """What was lost before.
+
+    Args:
+        path: of the file.
+        grid: of the model.
+
+    Raises:
+        ResidualDamaged: there is none, or it is of another size.
+    """
+
+    def __init__(self, path: Path, grid: Grid) -> None:
+        spans = _lossy(grid)
+        try:
+            self._file = io.FileIO(path)
+        except FileNotFoundError:
+            raise ResidualDamaged("is not here") from None
+        self._file.seek(_bytes(spans))
+        end = self._file.read(_SUM.itemsize * len(spans) + 1)
+        if len(end) != _SUM.itemsize * len(spans):
+            self._file.close()
+            raise ResidualDamaged("is of another size")
+        self._sums = np.frombuffer(end, _SUM)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add_to(self, span: Span, values: Vector, scratch: Vector) -> None:
+        """Add what was lost of one lossy span.
+
+        Args:
+            span: the chunk's place.
+            values: of the span; as they were after an error.
+            scratch: at least as long.
+
+        Raises:
+            ResidualDamaged: it is not what was written.
+        """
+        kept = scratch[: span.count]
+        self._file.seek(4 * span.offset)
+        got = self._file.readinto(kept.data.cast("B"))
+        if got != kept.nbytes or zlib.crc32(kept.data) != self._sums[span.index]:
+            raise ResidualDamaged(f"is damaged in chunk {span.index}")
+        values += kept
+
+
+class Losing:
+    """What is being lost, on its way into a file.
+
+    Args:
+        path: of the file, which is written over.
+        grid: of the model.
+    """
+
+    def __init__(self, path: Path, grid: Grid) -> None:
+        self._spans = _lossy(grid)
+        self._sums = np.zeros(len(self._spans), _SUM)
+        self._file = io.FileIO(path, "w")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, span: Span, values: Vector) -> None:
+        """Note what is lost of one lossy span."""
+        self._file.seek(4 * span.offset)
+        self._file.write(values.data)
+        self._sums[span.index] = zlib.crc32(values.data)
+
+    def complete(self) -> None:
+        """All lossy spans are written: end the file, which can be given a name now."""
+        self._file.seek(_bytes(self._spans))
+        self._file.write(self._sums.data)
+        self._file.close()
+
+
+def _lossy(grid: Grid) -> list[Span]:
+    # They come first in the grid, so that a span's number is its place among them.
+    return [span for span in grid.spans if span.group == "lossy"]
+
+
+def _bytes(spans: list[Span]) -> int:
+    return 4 * sum(span.count for span in spans)

@@ -1,0 +1,128 @@
+"""The next model: the round's base plus the mean update, encoded, published and kept, chunk by chunk.
+
+Where the plan sends differences, what a model lacks of the exact sum is added to the next difference (error
+feedback). It is a file of this host only. An aggregator without it publishes a whole model, and what was
+still to be sent is lost, as a worker's is that lost its residual.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractContextManager, ExitStack, aclosing, nullcontext
+from dataclasses import dataclass
+
+from fedbus.bus import Bus
+from fedbus.bus.modelcache import CachedModel, ModelCache
+from fedbus.bus.modelfile import open_to_write
+from fedbus.bus.models import publish_model
+from fedbus.bus.residualfile import Losing, Residual, ResidualDamaged
+from fedbus.bus.threads import apart
+from fedbus.codec.framing import Framing, down_codec
+from fedbus.codec.grid import Grid
+from fedbus.rounds.broadcast import travels_whole
+from fedbus_schemas.ids import RoundRef
+from fedbus_schemas.plan import Plan
+from fedbus_schemas.update import TensorSpec
+
+from fedbus_aggregator.residuals import Residuals
+from fedbus_aggregator.sealing import Sealing
+from fedbus_aggregator.sums import Mean
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NextModel:
+    """What is to be published.
+
+    Attributes:
+        ref: the round.
+        base: digest of the model that it started from; None: the update is the model.
+        table: its tensors.
+        means: the mean update, span by span.
+    """
+
+    ref: RoundRef
+    base: str | None
+    table: list[TensorSpec]
+    means: Callable[[Grid], AsyncGenerator[Mean]]
+
+
+class Publishing:
+    """Publishes models, and keeps each as a file, with what it lacks. All of it can be lost."""
+
+    def __init__(self, bus: Bus, models: ModelCache, plan: Plan) -> None:
+        self._bus = bus
+        self._models = models
+        self._plan = plan
+        self._lost = Residuals(models.folder / "lost")
+
+    async def publish(self, wanted: NextModel) -> tuple[str, int]:
+        """Publish a model: the same bytes each time, as long as the files are there.
+
+        Returns:
+            Its digest, and its bytes on the wire.
+        """
+        base = await self._models.get(wanted.base) if wanted.base else None
+        whole = travels_whole(self._plan, wanted.ref, base.manifest if base else None)
+        try:
+            with self._lost_before(wanted, base) as lost:
+                return await self._publish(wanted, base, whole, lost)
+        except ResidualDamaged as error:
+            told = {"run": wanted.ref.run, "round": wanted.ref.number}
+            log.warning("what earlier models lack %s: this one travels whole, without it", error, extra=told)
+        return await self._publish(wanted, base, True, None)
+
+    def end(self, run: str) -> None:
+        """A run is over: delete what its models lack."""
+        self._lost.forget(run)
+
+    def _lost_before(
+        self, wanted: NextModel, base: CachedModel | None
+    ) -> AbstractContextManager[Residual | None]:
+        if base is None or not base.manifest.is_delta or base.manifest.run != wanted.ref.run:
+            return nullcontext()  # a whole model lacks nothing; what another run's lacks is its own
+        return Residual(self._lost.path(wanted.ref.run, wanted.base or ""), Grid.of(wanted.table))
+
+    async def _publish(
+        self, wanted: NextModel, base: CachedModel | None, whole: bool, lost: Residual | None
+    ) -> tuple[str, int]:
+        ref, grid = wanted.ref, Grid.of(wanted.table)
+        coded = down_codec(self._plan.codec.down, whole)
+        with ExitStack() as files:
+            made = files.enter_context(self._models.making(wanted.table))
+            file = open_to_write(made, grid)
+            files.callback(os.close, file)
+            losing = None
+            if not whole:
+                part = files.enter_context(self._lost.making(ref.run))
+                losing = files.enter_context(Losing(part, grid))
+            framing = Framing(coded.name, coded.params)
+            sealing = Sealing(grid, framing, base.path if base else None, file, lost, losing)
+            async with (
+                aclosing(wanted.means(grid)) as means,
+                aclosing(_chunks(means, sealing)) as chunks,
+            ):
+                digest, manifest, size = await publish_model(
+                    self._bus,
+                    chunks,
+                    run=ref.run,
+                    round=ref.number,
+                    parent=wanted.base,
+                    codec=coded.name,
+                    table=wanted.table,
+                    values=None if losing is None else sealing.digests,
+                )
+            if losing is not None:  # before the log names the model
+                losing.complete()
+                self._lost.keep(part, ref.run, digest, wanted.base)
+            # The next round begins with it: nobody here has to download what was just made.
+            await self._models.add(digest, manifest, made)
+        return digest, size
+
+
+async def _chunks(means: AsyncGenerator[Mean], sealing: Sealing) -> AsyncGenerator[bytes]:
+    async for write_mean, size in means:
+        yield await apart(size, sealing.seal, write_mean)
