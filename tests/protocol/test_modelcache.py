@@ -141,7 +141,7 @@ async def test_who_downloads_and_was_stopped_holds_nobody_up(
         with cache.making(own.table) as part:
             values.tofile(part)
             async with asyncio.timeout(20):
-                await cache.add(digest, own.table, part)
+                await cache.add(digest, own.manifest, part)
         check(await cache.get(digest), values)
         assert bus.chunks == CHUNKS
         assert not names(tmp_path, ".f32"), "nothing is shared"
