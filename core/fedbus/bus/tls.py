@@ -1,7 +1,7 @@
 """TLS without I/O: whether a connection must have it, and what lies between its bytes and the broker's.
 
 The broker greets in clear text, and says there whether it speaks TLS; then the client begins. Both
-clients use this in place of asyncio's `start_tls`; docs/adr/0011 says why.
+clients use this in place of asyncio's `start_tls`; docs/adr/0013 says why.
 """
 
 from __future__ import annotations
