@@ -1,7 +1,7 @@
 """Seconds, bytes, memory and CPU of a round: real processes on this machine, training that does nothing.
 
     python benchmarks/rounds.py                 # all settings; `make bench` adds --write
-    python benchmarks/rounds.py --quick         # fewer rounds, no 50 workers
+    python benchmarks/rounds.py --quick         # fewer rounds, at most 10 workers
     python benchmarks/rounds.py --only 4-small --telemetry off
 
 For each setting a stack is started in a temporary folder. One short run warms it up, then one run is
@@ -63,6 +63,7 @@ SETTINGS = (
     Setting("4-small", "4 workers, 100 KB", 4, 25_000, 30, 10),
     Setting("10-small", "10 workers, 100 KB", 10, 25_000, 30, 10),
     Setting("50-small", "50 workers, 100 KB", 50, 25_000, 30, None),
+    Setting("100-small", "100 workers, 100 KB", 100, 25_000, 30, None),
     Setting("4-large", "4 workers, 100 MB", 4, 25_000_000, 6, 2),
     Setting("4-large-ecq", "4 workers, 100 MB, ecq up, delta down", 4, 25_000_000, 10, 3, "ecq"),
 )
@@ -75,7 +76,7 @@ class DidNotFinish(Exception):
 def main() -> int:
     """Measure, print the tables, and write them where that was asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, no 50 workers: about a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, at most 10 workers: about a minute")
     parser.add_argument(
         "--only", action="append", choices=[each.key for each in SETTINGS], help="this setting; repeatable"
     )
