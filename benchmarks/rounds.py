@@ -76,7 +76,7 @@ class DidNotFinish(Exception):
 def main() -> int:
     """Measure, print the tables, and write them where that was asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, at most 10 workers: about a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, at most 10 workers: a minute")
     parser.add_argument(
         "--only", action="append", choices=[each.key for each in SETTINGS], help="this setting; repeatable"
     )

@@ -33,8 +33,10 @@ class Announcement(Wire):
     """A round's contract, the same for all. FB_ANNOUNCE keeps the last one per run."""
 
     run: RunName
+    run_at: Seconds = Field(description="when the run was started: two hubs may give runs one name")
     round: RoundNumber
     state: Literal["open", "closed"]
+    over: bool = Field(False, description="no other round follows")
     plan: Plan
     plan_digest: Digest
     base: Digest | None

@@ -23,7 +23,7 @@ from support.federation import Parties, federation
 from support.natsd import Stack
 from support.tasks import ELEMENTS, TASK, walk, write_walk
 
-WORKERS = ("w1", "w2", "w3")
+WORKERS = ("d1", "d2", "d3")  # a run that a test leaves open asks nobody else
 SMALL = 1000  # a model that is one message, and a file of each process
 CLOSE = 1e-4  # float32 additions in another order
 
@@ -146,7 +146,7 @@ async def test_all_that_is_trained_arrives_also_at_a_late_joiner(stack: Stack, f
     run, gate = "deltas-late", Gate("fb.update.*.5.*.manifest")
     async with federation(stack.credentials, folder, workers=(), evaluator=True) as parties:
         for name in WORKERS:
-            await join(parties, name, gate.connection() if name == "w3" else Bus)
+            await join(parties, name, gate.connection() if name == "d3" else Bus)
         plan = walk(rounds=7, codec={"up": "dense", "down": "ecq", "full_every": 3})
         await parties.start(plan | {"evaluate": {"central": True}}, run)
         await parties.until(gate.reached.is_set, "round 5 is open")
@@ -194,7 +194,7 @@ async def test_an_aggregator_that_was_killed_goes_on_with_what_it_finds(
     run, gate = f"deltas-{file}-{elements}", Gate("fb.update.*.4.*.manifest")
     async with federation(stack.credentials, folder, workers=()) as parties:
         for name in WORKERS:
-            await join(parties, name, gate.connection() if name == "w3" else Bus)
+            await join(parties, name, gate.connection() if name == "d3" else Bus)
         plan = walk(rounds=5, codec={"up": "dense", "down": "ecq"}, train={"elements": elements})
         await parties.start(plan, run)
         await parties.until(gate.reached.is_set, "round 4 is open")
@@ -260,7 +260,7 @@ async def test_a_run_that_starts_from_a_difference_begins_with_a_whole_model(
     gate, codecs = Gate("fb.update.deltas-before.3.*.manifest"), {"up": "dense", "down": "ecq"}
     async with federation(stack.credentials, folder, workers=()) as parties:
         for name in WORKERS:
-            await join(parties, name, gate.connection() if name == "w3" else Bus)
+            await join(parties, name, gate.connection() if name == "d3" else Bus)
         await parties.start(walk(rounds=5, codec=codecs), "deltas-before")
         await parties.until(gate.reached.is_set, "round 3 is open")
         await parties.api.abort("deltas-before")

@@ -83,20 +83,23 @@ async def test_the_rounds_metrics_are_the_mean_of_what_the_members_said(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     async with federation(stack.credentials, tmp_path, workers=(), evaluator=True) as parties:
-        await members(parties, tmp_path, "w1", "w2", "w3")
+        await members(parties, tmp_path, "mean1", "mean2", "mean3")
         plan = PLAN | {"cohort": {"min": 3}, "retain": {"rounds": 0}}
         report = await parties.finished(await parties.start(plan, "scored"))
         assert losses(report) == [
-            pytest.approx(oracle(tmp_path, number, "w1", "w2", "w3")) for number in (1, 2, 3)
+            pytest.approx(oracle(tmp_path, number, "mean1", "mean2", "mean3")) for number in (1, 2, 3)
         ]
         assert [r.reason for r in report.rounds] == [None] * 3
-        for name in ("w1", "w2", "w3"):
+        for name in ("mean1", "mean2", "mean3"):
             assert len((tmp_path / f"{name}.said").read_text().splitlines()) == 3, "each model once"
         for number in (1, 2, 3):
             entry = parties.round("scored", number).federated
             assert entry is not None
             assert entry.federated is not None
-            assert (entry.federated.workers, entry.federated.num_examples) == (["w1", "w2", "w3"], 10)
+            assert (entry.federated.workers, entry.federated.num_examples) == (
+                ["mean1", "mean2", "mean3"],
+                10,
+            )
 
         async def registered() -> bool:
             version, _ = await Registry(parties.operator).get("scored", 3)

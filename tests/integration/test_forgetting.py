@@ -36,6 +36,7 @@ class Reading(Tapped):
 def news(number: int, state: str) -> Announcement:
     return Announcement(
         run="again", round=number, state=state, plan=PLAN, plan_digest=PLAN.digest(), base=None,
+        run_at=1_000_000.0,
         members=[Member(worker="w-stays")], opened_at=NOW, deadline_s=60.0, traceparent="",
     )  # fmt: skip
 

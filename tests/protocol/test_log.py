@@ -16,7 +16,7 @@ from fedbus.bus import Bus
 from fedbus.bus import log as logs
 from fedbus.bus.credentials import Credentials
 from fedbus.bus.log import RoundLog, read_round
-from fedbus.bus.store import JetStreamError, last_seq, list_subjects, put
+from fedbus.bus.store import JetStreamError, last_seq, list_subjects, persist, put
 from fedbus_schemas import subjects
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.log import Entry, Member, Opened, Rejected, WorkerLost, encode_entry
@@ -144,7 +144,7 @@ async def test_appends_over_three_kills_of_the_broker(tmp_path: Path) -> None:
             own.kill()
             await asyncio.to_thread(own.restart)
         await writing
-        truth = await read_round(planner, ref)
+        truth = await persist(planner, lambda: read_round(planner, ref))
         assert [each.attempt for each in truth.rejected] == [f"t{i}" for i in range(count)]
         assert [each.worker for each in truth.lost] == [f"w{i}" for i in range(count)]
         assert truth.ignored == []

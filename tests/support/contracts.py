@@ -180,6 +180,7 @@ JSON: dict[str, Wire] = {
     "plan-full": FULL,
     "announcement": Announcement(
         run="run-0001",
+        run_at=1_000_000.0,
         round=2,
         state="open",
         plan=FULL,

@@ -140,7 +140,7 @@ class Announced:
     def is_run_over(self, run: str) -> bool:
         """Whether a run's last round is known to take no more updates."""
         last = self._last.get(run)
-        return last is not None and last.state == "closed" and last.round >= last.plan.rounds
+        return last is not None and last.over
 
     def counted(self, ref: RoundRef) -> bool | None:
         """Whether this worker's update counted in a round that is over; None: not known any more."""

@@ -23,7 +23,7 @@ from fedbus_schemas.update import UpdateManifest
 
 from fedbus_worker.assignments import Assignment
 from fedbus_worker.feedback import Feedback
-from fedbus_worker.spool import Spool, SpooledTraining, SpooledUpdate
+from fedbus_worker.spool import Spool, SpooledTraining, SpooledUpdate, boot_id
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class Encoding:
             size_bytes=weight,
             table=None if self._news.base else self._trained.table,
         )
-        update = SpooledUpdate(manifest=manifest, sizes=self.sizes)
+        update = SpooledUpdate(manifest=manifest, sizes=self.sizes, boot=boot_id())
         self._spool.save(update)
         return update
 

@@ -4,7 +4,7 @@ A folder per run and node holds one round's files: `delta.f32` (what was trained
 was said of it, where encoding takes a while), `chunks` (all chunks, back to back), `update` (what the
 manifest will say; written last, so it means "encoded") and `stored` (a byte for each acknowledged
 chunk); where the codec wants error feedback also `lost` (what the encoding lost). The next round writes
-over them, and the folder goes with its run. The bytes that are sent again are the same bytes.
+over them, and the folder goes with its run (`run`). The bytes that are sent again are the same bytes.
 
 Nothing here is synced to the disk: a kill of the worker loses no write, and what a power
 cut damages is noticed by `intact` and made anew.
@@ -20,8 +20,9 @@ from functools import cache
 from pathlib import Path
 
 from fedbus.codec.chunk import chunk_digest
-from fedbus_schemas.base import Metrics, RoundNumber, Token, Wire
+from fedbus_schemas.base import Metrics, RoundNumber, Seconds, Token, Wire
 from fedbus_schemas.ids import RoundRef
+from fedbus_schemas.messages import Announcement
 from fedbus_schemas.update import TensorSpec, UpdateManifest
 
 from fedbus_worker.record import Record
@@ -30,11 +31,18 @@ from fedbus_worker.record import Record
 _ENCODED, _OFFERED, _SENT = 1, 2, 3
 
 
+class SpooledRun(Wire):
+    """What `run` keeps: which run of this name the folder is of."""
+
+    run_at: Seconds
+
+
 class SpooledUpdate(Wire):
     """What `update` keeps."""
 
     manifest: UpdateManifest
     sizes: list[int]
+    boot: str | None
 
 
 class SpooledTraining(Wire):
@@ -55,6 +63,9 @@ class Spool:
         self.folder = folder
         self.run, _, self.node = folder.name.partition(".")
         folder.mkdir(parents=True, exist_ok=True)
+        self._run = Record(folder / "run", SpooledRun)
+        run = self._run.read()
+        self.run_at = run[0].run_at if run else None
         self._update = Record(folder / "update", SpooledUpdate)
         self._trained = Record(folder / "trained", SpooledTraining)
         update, trained = self._update.read(), self._trained.read()
@@ -166,10 +177,18 @@ class Spool:
             counted: None where it is not known any more. An update that was offered may have counted,
                 and nothing must be sent twice.
         """
-        if self.offered if counted is None else counted:
-            with suppress(FileNotFoundError):
+        if (self.offered if counted is None else counted) and self.lost.exists():
+            if self.update is not None and self.update.boot == boot_id():
                 self.lost.replace(self.residual)
+            else:
+                # A power cut may have left the files of two rounds side by side: then nothing was lost.
+                self.residual.unlink(missing_ok=True)
         self._clear()
+
+    def belong(self, run_at: float) -> None:
+        """Note of which run this folder is."""
+        self._run.write(SpooledRun(run_at=run_at), _ENCODED)
+        self.run_at = run_at
 
     def begin(self, number: int) -> None:
         """A round, or another attempt at it, begins."""
@@ -183,7 +202,7 @@ class Spool:
         self._update.clear()
         self._trained.clear()
         self.update, self._mark, self._training = None, 0, None
-        for name in ("stored", "lost"):
+        for name in ("stored", "lost", "lost.part"):
             (self.folder / name).unlink(missing_ok=True)
         self._empty = True
 
@@ -223,19 +242,23 @@ class Spools:
         names = [path.name for path in sorted(folder.iterdir()) if _is_seat(path.name)]
         self._open = {name: Spool(folder / name) for name in names}
 
-    def open(self, ref: RoundRef, node: str) -> Spool:
-        """The folder for a round, made where there is none; what another round left is forgotten."""
-        name = f"{ref.run}.{node}"
-        if name not in self._open:
-            self._open[name] = Spool(self._folder / name)
-        spool = self._open[name]
-        if spool.round != ref.number:
-            spool.begin(ref.number)
+    def open(self, news: Announcement, node: str) -> Spool:
+        """The folder for a round, made where there is none; what others left there is forgotten."""
+        name = f"{news.run}.{node}"
+        spool = self._open.get(name)
+        if spool is None or spool.run_at != news.run_at:
+            if spool is not None:
+                spool.remove()
+            spool = self._open[name] = Spool(self._folder / name)
+            spool.belong(news.run_at)
+        if spool.round != news.round:
+            spool.begin(news.round)
         return spool
 
-    def known(self, ref: RoundRef, node: str) -> Spool | None:
+    def known(self, news: Announcement, node: str) -> Spool | None:
         """The folder of a round, if it holds anything of it."""
-        return next((spool for spool in self.of(ref) if spool.node == node), None)
+        found = self.of(RoundRef(news.run, news.round))
+        return next((s for s in found if s.node == node and s.run_at == news.run_at), None)
 
     def of(self, ref: RoundRef) -> list[Spool]:
         """The folders that hold anything of a round."""

@@ -51,7 +51,7 @@ class Work:
 
     def is_sent(self, assignment: Assignment) -> bool:
         """Whether the manifest of this assignment was acknowledged."""
-        spool = self._spools.known(assignment.ref, assignment.member.node)
+        spool = self._spools.known(assignment.announcement, assignment.member.node)
         return spool is not None and spool.sent
 
     def is_score_wanted(self, assignment: Assignment) -> bool:
@@ -97,7 +97,7 @@ class Work:
             TaskError: the training code failed.
             BusError: the broker refuses what we send.
         """
-        spool = self._spools.open(assignment.ref, assignment.member.node)
+        spool = self._spools.open(assignment.announcement, assignment.member.node)
         update = spool.update
         if update is not None and not await asyncio.to_thread(spool.intact, update):
             log.warning("the spooled update is damaged, and made anew", extra={"run": assignment.ref.run})

@@ -308,8 +308,10 @@ def announcement(record: RunRecord, number: int, round_: Round, ended: Mapping[i
     last = max(closed, default=None)
     return Announcement(
         run=record.name,
+        run_at=record.created_at,
         round=number,
         state="open" if round_.state == "open" else "closed",
+        over=round_.aborted is not None or (round_.state != "open" and number >= record.plan.rounds),
         plan=record.plan,
         plan_digest=record.plan_digest,
         base=opened.base,

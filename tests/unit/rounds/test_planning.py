@@ -348,6 +348,21 @@ def test_an_announcement_names_those_whose_update_is_in_the_model() -> None:
     assert announcement(record(plan()), 1, now_open, {1: now_open}).ended is None
 
 
+def test_an_announcement_says_when_no_other_round_follows() -> None:
+    """Whoever took part deletes what is kept of the run then."""
+    done = fold(opened("w1"), accepted("w1"), closing(), aggregated(), finished())
+    said = {
+        (rounds, state): announcement(record(plan(rounds=rounds)), 1, round_, {1: round_}).over
+        for rounds in (1, 2)
+        for state, round_ in (
+            ("open", fold(opened("w1"))),
+            ("closed", done),
+            ("aborted", fold(opened("w1"), aborted())),
+        )
+    }
+    assert {each for each, over in said.items() if over} == {(1, "closed"), (1, "aborted"), (2, "aborted")}
+
+
 def test_seeds_follow_from_the_plan_and_the_path() -> None:
     assert derive_seed(plan(seed=7), "run-1/2", "w1", "0") == 4197257829122211759
     seeds = {derive_seed(plan(seed=s), "r", w) for s in range(20) for w in ("w1", "w2")}

@@ -20,8 +20,9 @@ PLAN = plan(seed=7, data={"partition": "dirichlet", "alpha": 0.3, "parts": 4})
 
 def _news(number: int, state: str = "open", *, run: str = "run-1", **changes: Any) -> Announcement:
     values: dict[str, Any] = {
-        "run": run, "round": number, "state": state, "plan": PLAN, "plan_digest": PLAN.digest(),
-        "base": digest("base"), "members": SEATS,
+        "run": run, "run_at": NOW, "round": number, "state": state, "plan": PLAN,
+        "plan_digest": PLAN.digest(), "base": digest("base"), "members": SEATS,
+        "over": state == "closed" and number >= PLAN.rounds,
         "opened_at": NOW + number, "deadline_s": 60.0, "traceparent": "",
     }  # fmt: skip
     return Announcement(**(values | changes))

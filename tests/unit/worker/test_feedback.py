@@ -13,10 +13,10 @@ from fedbus.base.errors import ChunkRefused
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import CHUNK_ELEMENTS, Grid
-from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.log import Member
 from fedbus_schemas.messages import Announcement
 from fedbus_schemas.update import TensorSpec
+from fedbus_worker import spool as spools
 from fedbus_worker.assignments import Assignment
 from fedbus_worker.encoding import Encoding, Stopped
 from fedbus_worker.spool import Spool, SpooledTraining, Spools
@@ -40,9 +40,16 @@ class Host:
         self.folder = folder
         self.plan = plan(codec={"up": codec or CODEC})
 
+    def news(self, number: int, base: str | None = "base") -> Announcement:
+        return Announcement(
+            run="run-1", run_at=NOW, round=number, state="open", plan=self.plan,
+            plan_digest=self.plan.digest(), base=digest(base) if base else None, members=[],
+            opened_at=NOW, deadline_s=60.0, traceparent="",
+        )  # fmt: skip
+
     def spool(self, number: int) -> Spool:
         """As a process finds it that starts now."""
-        return Spools(self.folder / "spool").open(RoundRef("run-1", number), "0")
+        return Spools(self.folder / "spool").open(self.news(number), "0")
 
     async def encode(self, number: int, delta: Vector, *, base: str | None = "base") -> Encoding:
         """Encode a round's difference as the worker does; an error leaves what a kill would leave."""
@@ -52,11 +59,7 @@ class Host:
 
     def encoding(self, number: int, delta: Vector, *, base: str | None = "base") -> Encoding:
         """What encodes a round's difference."""
-        news = Announcement(
-            run="run-1", round=number, state="open", plan=self.plan, plan_digest=self.plan.digest(),
-            base=digest(base) if base else None, members=[], opened_at=NOW, deadline_s=60.0, traceparent="",
-        )  # fmt: skip
-        assignment, spool = Assignment(news, Member(worker="w1")), self.spool(number)
+        assignment, spool = Assignment(self.news(number, base), Member(worker="w1")), self.spool(number)
         delta.tofile(spool.delta)
         trained = SpooledTraining(
             round=number, attempt="a", table=TABLE, num_examples=1, metrics={}, boot=None
@@ -186,6 +189,20 @@ async def _with_kills(folder: Path, rounds: list[tuple[str, bool | None, int]]) 
             spool.lost.replace(spool.residual)
         Host(folder).settle(number, counted)
         np.testing.assert_allclose(sent + Host(folder).residual, true, atol=1e-4)
+
+
+async def test_after_a_power_cut_what_was_lost_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`lost` has the name of another round's then, perhaps: it is used by nobody, nor is what was before."""
+    host = Host(tmp_path)
+    await host.encode(1, _delta(1))
+    host.settle(1, counted=True)
+    await host.encode(2, _delta(2))
+    monkeypatch.setattr(spools, "boot_id", lambda: "the machine was started again")
+    host.settle(2, counted=True)
+    assert not host.residual_file.exists()
+    assert not host.spool(3).lost.exists()
 
 
 async def test_the_first_weights_travel_as_they_are_and_lose_nothing(tmp_path: Path) -> None:

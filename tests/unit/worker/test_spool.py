@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from fedbus.codec.chunk import chunk_digest
 from fedbus_schemas.ids import RoundRef
+from fedbus_schemas.messages import Announcement
 from fedbus_schemas.update import TensorSpec, UpdateManifest
 from fedbus_worker import spool as spools
 from fedbus_worker.record import Record
 from fedbus_worker.spool import Spool, SpooledTraining, SpooledUpdate, Spools, boot_id
 from hypothesis import given
 from hypothesis import strategies as st
-from support.rounds import digest
+from support.rounds import NOW, digest, plan
 
 CHUNKS = [b"first", b"the second", b"3"]
 
@@ -22,15 +23,23 @@ def _spooled(folder: Path, chunks: list[bytes] | None = None) -> tuple[Spool, Sp
     """As the worker leaves it when encoding is done."""
     chunks = CHUNKS if chunks is None else chunks
     spool = Spool(folder / "run-1.0")
+    spool.belong(NOW)
     spool.chunks.write_bytes(b"".join(chunks))
     manifest = UpdateManifest(
         run="run-1", round=3, worker="w1", attempt="0123abcd", plan=digest("plan"), base=digest("base"),
         codec="int8", num_examples=7, metrics={"loss": 0.1}, chunks=[chunk_digest(c) for c in chunks],
         size_bytes=sum(map(len, chunks)),
     )  # fmt: skip
-    update = SpooledUpdate(manifest=manifest, sizes=[len(chunk) for chunk in chunks])
+    update = SpooledUpdate(manifest=manifest, sizes=[len(chunk) for chunk in chunks], boot=boot_id())
     spool.save(update)
     return spool, update
+
+
+def _news(number: int, run: str = "run-1", run_at: float = NOW) -> Announcement:
+    return Announcement(
+        run=run, run_at=run_at, round=number, state="open", plan=plan(), plan_digest=plan().digest(),
+        base=digest("base"), members=[], opened_at=NOW, deadline_s=60.0, traceparent="",
+    )  # fmt: skip
 
 
 def _read(spool: Spool, update: SpooledUpdate, indices: list[int]) -> dict[int, bytes]:
@@ -99,12 +108,12 @@ async def test_the_index_follows_what_is_opened_and_forgotten(tmp_path: Path) ->
     spool, update = _spooled(tmp_path)
     spools, third = Spools(tmp_path), RoundRef("run-1", 3)
     assert (spools.refs(), spools.runs()) == ({third}, {"run-1"})
-    known = spools.known(third, "0")
+    known = spools.known(_news(3), "0")
     assert known is not None
     assert known.update == update
-    assert spools.open(third, "0") is known
-    assert spools.known(RoundRef("run-1", 4), "0") is None
-    other = spools.open(RoundRef("run-2", 1), "0")
+    assert spools.open(_news(3), "0") is known
+    assert spools.known(_news(4), "0") is None
+    other = spools.open(_news(1, "run-2"), "0")
     assert spools.refs() == {third, RoundRef("run-2", 1)}
     await spools.forget("run-1")
     await spools.forget("run-1")
@@ -127,9 +136,23 @@ def test_the_next_round_uses_the_files_again_and_finds_nothing_in_them(tmp_path:
     if again:
         spools = Spools(tmp_path)
         assert spools.refs() == set()
-    fourth = spools.open(RoundRef("run-1", 4), "0")
+    fourth = spools.open(_news(4), "0")
     assert (fourth.update, fourth.training(), fourth.stored(), fourth.sent) == (None, None, set(), False)
     assert {path: path.stat().st_ino for path in before} == before
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_another_run_of_the_same_name_finds_nothing(tmp_path: Path, sent: bool) -> None:
+    """A hub that was set up anew counts its runs from 1 again."""
+    spool, _ = _spooled(tmp_path)
+    spool.residual.write_bytes(b"of the old run")
+    if sent:
+        spool.mark_sent()
+    spools = Spools(tmp_path)
+    assert spools.known(_news(3, run_at=NOW + 1), "0") is None
+    fresh = spools.open(_news(3, run_at=NOW + 1), "0")
+    assert (fresh.update, fresh.sent, fresh.residual.exists()) == (None, False, False)
+    assert Spools(tmp_path).open(_news(3, run_at=NOW + 1), "0").run_at == NOW + 1
 
 
 def test_what_a_kill_left_of_a_round_is_nothing_of_the_next(tmp_path: Path) -> None:
@@ -224,7 +247,7 @@ def test_a_shorter_update_over_a_longer_one_is_whole(tmp_path: Path) -> None:
     changed = update.model_copy(update={"sizes": [1]})
     spool.save(changed)
     assert Spool(spool.folder).update == changed
-    assert sorted(path.name for path in spool.folder.iterdir()) == ["chunks", "update"]
+    assert sorted(path.name for path in spool.folder.iterdir()) == ["chunks", "run", "update"]
 
 
 def test_removing_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
