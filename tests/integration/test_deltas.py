@@ -201,7 +201,7 @@ async def test_an_aggregator_that_was_killed_goes_on_with_what_it_finds(
         await parties.aggregator.crash()
         third = parties.round(run, 3).aggregated
         assert third
-        assert folder / "models" / "lost" / f"{run}.{third.model}" in lost(folder)
+        assert folder / "models" / "lost" / f"{run}.3.{third.model}" in lost(folder)
         assert len(lost(folder)) <= 2
         for path in lost(folder):
             _harm(path, file)
@@ -223,6 +223,30 @@ def _harm(path: Path, how: str) -> None:
     path.write_bytes(data)
     if how == "gone":
         path.unlink()
+
+
+async def test_an_aggregator_deletes_what_a_kill_left_of_runs_that_are_over(
+    stack: Stack, folder: Path
+) -> None:
+    run, gate = "deltas-over", Gate("fb.update.deltas-open.2.*.manifest")
+    codecs = {"up": "dense", "down": "ecq"}
+    async with federation(stack.credentials, folder, workers=()) as parties:
+        for name in WORKERS:
+            await join(parties, name, gate.connection())
+        await parties.finished(await parties.start(walk(rounds=1, codec=codecs), run))
+        await parties.start(walk(rounds=3, codec=codecs), "deltas-open")
+        await parties.until(gate.reached.is_set, "round 2 of another run is open")
+        await parties.aggregator.crash()
+        (kept,) = lost(folder)
+        left = [kept.with_name(f"{name}.9.model{end}") for name in (run, "unknown") for end in ("", ".part")]
+        for path in left:
+            path.write_bytes(b"lost")
+        await parties.aggregator.start()
+        gate.open.set()
+        await parties.until(lambda: not any(path.exists() for path in left), "those of runs that are over go")
+        models = await Models(parties, folder, await parties.finished("deltas-open")).load()
+        assert models.whole == [0, 3], "that of the open run was still there"
+        models.check()
 
 
 @pytest.mark.parametrize("stored", [False, True])
