@@ -15,10 +15,12 @@ from fedbus.bus.micro import ask
 from fedbus.bus.models import read_manifest
 from fedbus.codec import Vector, codec
 from fedbus.codec.grid import Grid
+from fedbus_aggregator.service import Aggregator
 from fedbus_schemas.report import RunReport
 from fedbus_schemas.roster import AskWhy, Standings
 from fedbus_schemas.update import ModelManifest
 from numpy.typing import NDArray
+from support.buses import Ask, Tapped
 from support.federation import Parties, federation
 from support.natsd import Stack
 from support.tasks import ELEMENTS, TASK, walk, write_walk
@@ -223,6 +225,47 @@ def _harm(path: Path, how: str) -> None:
     path.write_bytes(data)
     if how == "gone":
         path.unlink()
+
+
+class Hanging:
+    """An aggregator that hangs, with all that it asks, where it names its first difference."""
+
+    def __init__(self) -> None:
+        self.hangs, self.may_go_on = asyncio.Event(), asyncio.Event()
+        self.may_go_on.set()
+
+        class Hung(Tapped):
+            async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
+                if fnmatch(subject, "fb.model.m.*") and b"values\x92" in data and not hanging.hangs.is_set():
+                    hanging.hangs.set()
+                    hanging.may_go_on.clear()
+                await hanging.may_go_on.wait()
+                return await ask()
+
+        hanging = self
+        self.connection = Hung
+
+
+async def test_an_aggregator_that_hung_leaves_the_others_files_alone(stack: Stack, folder: Path) -> None:
+    run, gate, hanging = "deltas-hung", Gate("fb.update.*.3.*.manifest"), Hanging()
+    async with federation(stack.credentials, folder, workers=()) as parties:
+        await parties.aggregator.stop()
+        await parties.aggregator.start(hanging.connection)
+        for name in WORKERS:
+            await join(parties, name, gate.connection() if name == "w3" else Bus)
+        await parties.start(walk(rounds=4, codec={"up": "dense", "down": "ecq"}), run)
+        await parties.until(hanging.hangs.is_set, "it publishes the first difference")
+        (part,) = lost(folder)
+        await parties.add("aggregator", lambda bus: Aggregator(bus, folder).run())
+        await parties.until(gate.reached.is_set, "round 3 is open, by the other one")
+        assert part.exists()
+        hanging.may_go_on.set()
+        await parties.until(lambda: not part.exists(), "it goes on")
+        gate.open.set()
+        models = await Models(parties, folder, await parties.finished(run)).load()
+        assert models.whole == [0, 4], "what model 2 lacks was still there"
+        models.check()
+        await parties.until(lambda: not lost(folder), "nothing of the run is left")
 
 
 async def test_an_aggregator_deletes_what_a_kill_left_of_runs_that_are_over(
