@@ -8,14 +8,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fedbus.base.errors import RoundError
 from fedbus.bus import Bus, Message
 from fedbus.bus.models import read_manifest
+from fedbus.bus.provision import provision
 from fedbus.bus.store import READS_IN_FLIGHT, purge
 from fedbus.codec import Vector
-from fedbus.codec.grid import CHUNK_ELEMENTS
+from fedbus.codec.grid import CHUNK_ELEMENTS, Grid
+from fedbus.strategies import Columnwise, strategy
+from fedbus_aggregator import columns
+from fedbus_aggregator.columns import Columns, needed_bytes
+from fedbus_aggregator.reading import Corrupted
 from fedbus_schemas import subjects
+from fedbus_schemas.ids import RoundRef
+from fedbus_schemas.log import AcceptedUpdate
 from fedbus_schemas.messages import Announcement
-from support.buses import Ask, Tapped
+from fedbus_schemas.plan import Plan
+from fedbus_schemas.update import TensorSpec
+from support.buses import Ask, Tapped, buses
 from support.federation import Parties, federation
 from support.natsd import Stack
 from support.scripted import Answer, Scripted, Update
@@ -172,6 +182,32 @@ async def test_small_updates_travel_inside_their_manifests(stack: Stack, tmp_pat
         )
         # Three say 1, the others 0 to 7: the middle of eleven is 2, in each round.
         assert (await parties.model(report.model) == 4.0).all()
+
+
+async def test_too_little_memory_is_told_before_anything_is_read(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred updates of one chunk, 1 MB each inside its manifest, of which nothing is stored."""
+    ref, elements, size = RoundRef("no-room", 2), 250_000, 1_000_500
+    updates = [
+        AcceptedUpdate(worker=f"w{i}", attempt="1", digest="0" * 64, seq=i, weight=1.0, bytes=size)
+        for i in range(100)
+    ]
+    table = [TensorSpec(name="w", shape=(elements,), dtype="float32")]
+    needs = needed_bytes(Grid.of(table), updates)
+    assert 100 * (size + 4 * elements) < needs < 201e6
+    plan = Plan.model_validate({"task": "noop", "strategy": "median"})
+    rule = strategy("median", {})
+    assert isinstance(rule, Columnwise)
+    async with buses(*map(stack.credentials, ("planner", "aggregator"))) as (planner, bus):
+        await provision(planner)
+        # Of what is free, a fifth is left alone.
+        monkeypatch.setattr(columns, "available_memory", lambda: needs * 5 // 4 - 2)
+        with pytest.raises(RoundError, match=r"need 200 MB, .* has 250 MB free"):
+            await Columns.open(bus, plan, rule, ref, updates, table)
+        monkeypatch.setattr(columns, "available_memory", lambda: needs * 5 // 4 + 2)
+        with pytest.raises(Corrupted):
+            await Columns.open(bus, plan, rule, ref, updates, table)
 
 
 async def _small(worker: Scripted, news: Announcement) -> None:

@@ -15,10 +15,12 @@ from fedbus.bus.micro import ask
 from fedbus.bus.models import read_manifest
 from fedbus.codec import Vector, codec
 from fedbus.codec.grid import Grid
+from fedbus_aggregator.service import Aggregator
 from fedbus_schemas.report import RunReport
 from fedbus_schemas.roster import AskWhy, Standings
 from fedbus_schemas.update import ModelManifest
 from numpy.typing import NDArray
+from support.buses import Ask, Tapped
 from support.federation import Parties, federation
 from support.natsd import Stack
 from support.tasks import ELEMENTS, TASK, walk, write_walk
@@ -201,7 +203,7 @@ async def test_an_aggregator_that_was_killed_goes_on_with_what_it_finds(
         await parties.aggregator.crash()
         third = parties.round(run, 3).aggregated
         assert third
-        assert folder / "models" / "lost" / f"{run}.{third.model}" in lost(folder)
+        assert folder / "models" / "lost" / f"{run}.3.{third.model}" in lost(folder)
         assert len(lost(folder)) <= 2
         for path in lost(folder):
             _harm(path, file)
@@ -223,6 +225,71 @@ def _harm(path: Path, how: str) -> None:
     path.write_bytes(data)
     if how == "gone":
         path.unlink()
+
+
+class Hanging:
+    """An aggregator that hangs, with all that it asks, where it names its first difference."""
+
+    def __init__(self) -> None:
+        self.hangs, self.may_go_on = asyncio.Event(), asyncio.Event()
+        self.may_go_on.set()
+
+        class Hung(Tapped):
+            async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
+                if fnmatch(subject, "fb.model.m.*") and b"values\x92" in data and not hanging.hangs.is_set():
+                    hanging.hangs.set()
+                    hanging.may_go_on.clear()
+                await hanging.may_go_on.wait()
+                return await ask()
+
+        hanging = self
+        self.connection = Hung
+
+
+async def test_an_aggregator_that_hung_leaves_the_others_files_alone(stack: Stack, folder: Path) -> None:
+    run, gate, hanging = "deltas-hung", Gate("fb.update.*.3.*.manifest"), Hanging()
+    async with federation(stack.credentials, folder, workers=()) as parties:
+        await parties.aggregator.stop()
+        await parties.aggregator.start(hanging.connection)
+        for name in WORKERS:
+            await join(parties, name, gate.connection() if name == "w3" else Bus)
+        await parties.start(walk(rounds=4, codec={"up": "dense", "down": "ecq"}), run)
+        await parties.until(hanging.hangs.is_set, "it publishes the first difference")
+        (part,) = lost(folder)
+        await parties.add("aggregator", lambda bus: Aggregator(bus, folder).run())
+        await parties.until(gate.reached.is_set, "round 3 is open, by the other one")
+        assert part.exists()
+        hanging.may_go_on.set()
+        await parties.until(lambda: not part.exists(), "it goes on")
+        gate.open.set()
+        models = await Models(parties, folder, await parties.finished(run)).load()
+        assert models.whole == [0, 4], "what model 2 lacks was still there"
+        models.check()
+        await parties.until(lambda: not lost(folder), "nothing of the run is left")
+
+
+async def test_an_aggregator_deletes_what_a_kill_left_of_runs_that_are_over(
+    stack: Stack, folder: Path
+) -> None:
+    run, gate = "deltas-over", Gate("fb.update.deltas-open.2.*.manifest")
+    codecs = {"up": "dense", "down": "ecq"}
+    async with federation(stack.credentials, folder, workers=()) as parties:
+        for name in WORKERS:
+            await join(parties, name, gate.connection())
+        await parties.finished(await parties.start(walk(rounds=1, codec=codecs), run))
+        await parties.start(walk(rounds=3, codec=codecs), "deltas-open")
+        await parties.until(gate.reached.is_set, "round 2 of another run is open")
+        await parties.aggregator.crash()
+        (kept,) = lost(folder)
+        left = [kept.with_name(f"{name}.9.model{end}") for name in (run, "unknown") for end in ("", ".part")]
+        for path in left:
+            path.write_bytes(b"lost")
+        await parties.aggregator.start()
+        gate.open.set()
+        await parties.until(lambda: not any(path.exists() for path in left), "those of runs that are over go")
+        models = await Models(parties, folder, await parties.finished("deltas-open")).load()
+        assert models.whole == [0, 3], "that of the open run was still there"
+        models.check()
 
 
 @pytest.mark.parametrize("stored", [False, True])

@@ -1,7 +1,8 @@
 """The second read of a round's updates, for strategies that need all values of a coordinate at once.
 
-Chunk after chunk, and of each chunk all updates: memory for one chunk of each. The first
-read has checked every update as a whole, and nothing was kept of it but the verdict.
+Chunk after chunk, and of each chunk all updates: memory for one chunk of each, and for their manifests,
+which of a model of one chunk hold the chunk, too. The first read has checked every update as a whole, and
+nothing was kept of it but the verdict.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ from fedbus_schemas.update import TensorSpec, UpdateManifest
 from fedbus_aggregator.reading import MEMORY_SHARE, Corrupted, available_memory
 from fedbus_aggregator.sums import Mean
 
+_LISTED_BYTES = (
+    128  # a digest of a manifest in memory: 64 characters, what Python adds, and its place in the list
+)
+
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
@@ -56,13 +61,30 @@ class Columns:
 
     @classmethod
     async def open(
-        cls, bus: Bus, plan: Plan, strategy: Columnwise, ref: RoundRef, updates: Sequence[AcceptedUpdate]
+        cls,
+        bus: Bus,
+        plan: Plan,
+        strategy: Columnwise,
+        ref: RoundRef,
+        updates: Sequence[AcceptedUpdate],
+        table: Sequence[TensorSpec] | None,
     ) -> Columns:
         """Read the manifests again.
 
+        Args:
+            bus: the connection.
+            plan: of the run.
+            strategy: what combines the updates.
+            ref: the round.
+            updates: those that count.
+            table: the model's tensors; None in the round that makes the first, where one update counts.
+
         Raises:
             Corrupted: one is not what was accepted.
+            RoundError: this host has too little memory for them; nothing was read.
         """
+        if table is not None:
+            _check_memory(needed_bytes(Grid.of(table), updates))
         counted: list[_Counted] = []
         names = (_subject(ref, update, "manifest") for update in updates)
         async with aclosing(get_all(bus, subjects.UPDATES, names)) as manifests:
@@ -87,12 +109,9 @@ class Columns:
 
         Raises:
             Corrupted: a chunk reads differently now.
-            RoundError: this host has too little memory for one chunk of each update.
         """
         weights = np.array([counted.update.weight for counted in self._counted])
-        longest = max(span.count for span in grid.spans)
-        _check_memory(4 * longest * len(self._counted))
-        memory = np.empty((len(self._counted), longest), np.float32)
+        memory = np.empty((len(self._counted), _longest(grid)), np.float32)
         names = (
             counted.subject(self._ref, span.index)
             for span in grid.spans
@@ -120,11 +139,27 @@ def _subject(ref: RoundRef, update: AcceptedUpdate, leaf: int | str) -> str:
     return subjects.update(ref.run, ref.number, update.worker, update.node, update.attempt, leaf)
 
 
+def needed_bytes(grid: Grid, updates: Sequence[AcceptedUpdate]) -> int:
+    """What the second read takes in memory, by what the log says: manifests, and one chunk of each update.
+
+    Args:
+        grid: of the model.
+        updates: those that count.
+    """
+    # Only a model's single chunk can come inside its manifest.
+    bodies = sum(update.bytes for update in updates) if len(grid.spans) == 1 else 0
+    return bodies + len(updates) * (_LISTED_BYTES * len(grid.spans) + 4 * _longest(grid))
+
+
+def _longest(grid: Grid) -> int:
+    return max(span.count for span in grid.spans)
+
+
 def _check_memory(needs: int) -> None:
     available = available_memory()
     if available is not None and needs > MEMORY_SHARE * available:
         raise RoundError(
-            f"one chunk of each update needs {needs // 10**6} MB, "
+            f"the updates' manifests and one chunk of each need {needs // 10**6} MB, "
             f"the aggregator's host has {available // 10**6} MB free",
             hint="choose a smaller cohort, or the strategy fedavg",
         )

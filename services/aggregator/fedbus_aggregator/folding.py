@@ -129,6 +129,7 @@ class Folding:
 
         Raises:
             Corrupted: an accepted update reads differently now.
+            RoundError: this host has too little memory to read all updates once more.
         """
         source = await self._source(ref, round_)
         assert self._table is not None
@@ -138,7 +139,7 @@ class Folding:
         """What the mean is made of; brings the tensors of a first model."""
         if isinstance(self._fold, Sum):
             return self._fold
-        columns = await Columns.open(self._bus, self._plan, self._fold, ref, round_.counted)
+        columns = await Columns.open(self._bus, self._plan, self._fold, ref, round_.counted, self._table)
         self._table = self._table or columns.table
         return columns
 

@@ -50,6 +50,11 @@ class NextModel:
     means: Callable[[Grid], AsyncGenerator[Mean]]
 
 
+def residuals_of(models: ModelCache) -> Residuals:
+    """What models lack, beside the models."""
+    return Residuals(models.folder / "lost")
+
+
 class Publishing:
     """Publishes models, and keeps each as a file, with what it lacks. All of it can be lost."""
 
@@ -57,7 +62,7 @@ class Publishing:
         self._bus = bus
         self._models = models
         self._plan = plan
-        self._lost = Residuals(models.folder / "lost")
+        self._lost = residuals_of(models)
 
     async def publish(self, wanted: NextModel) -> tuple[str, int]:
         """Publish a model: the same bytes each time, as long as the files are there.
@@ -84,7 +89,8 @@ class Publishing:
     ) -> AbstractContextManager[Residual | None]:
         if base is None or not base.manifest.is_delta or base.manifest.run != wanted.ref.run:
             return nullcontext()  # a whole model lacks nothing; what another run's lacks is its own
-        return Residual(self._lost.path(wanted.ref.run, wanted.base or ""), Grid.of(wanted.table))
+        made = RoundRef(base.manifest.run, base.manifest.round)
+        return Residual(self._lost.path(made, wanted.base or ""), Grid.of(wanted.table))
 
     async def _publish(
         self, wanted: NextModel, base: CachedModel | None, whole: bool, lost: Residual | None
@@ -97,7 +103,7 @@ class Publishing:
             files.callback(os.close, file)
             losing = None
             if not whole:
-                part = files.enter_context(self._lost.making(ref.run))
+                part = files.enter_context(self._lost.making(ref))
                 losing = files.enter_context(Losing(part, grid))
             framing = Framing(coded.name, coded.params)
             sealing = Sealing(grid, framing, base.path if base else None, file, lost, losing)
@@ -116,8 +122,9 @@ class Publishing:
                     values=None if losing is None else sealing.digests,
                 )
             if losing is not None:  # before the log names the model
+                assert base is not None
                 losing.complete()
-                self._lost.keep(part, ref.run, digest, wanted.base)
+                self._lost.keep(part, ref, digest, base.manifest.round)
             # The next round begins with it: nobody here has to download what was just made.
             await self._models.add(digest, manifest, made)
         return digest, size

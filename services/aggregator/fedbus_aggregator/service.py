@@ -31,6 +31,7 @@ from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.log import Accepted, AcceptedUpdate, Aggregated, Entry, Rejected, Voided
 
 from fedbus_aggregator.folding import Folding
+from fedbus_aggregator.publishing import residuals_of
 from fedbus_aggregator.reading import Corrupted
 
 log = logging.getLogger(__name__)
@@ -91,13 +92,22 @@ class Aggregator:
             await self._tracer.close()
 
     async def _first_open(self) -> int:
+        """Where to read the log from; what was killed may have left files of runs that are over, which go."""
+        residuals = residuals_of(self._models)
+        over = residuals.runs()  # before the records are read: another aggregator may serve a new run by then
         first = await last_seq(self._bus, subjects.ROUNDS) + 1
         for name in await self._runs.names():
             # A record that cannot be read stops no other run.
-            with suppress(RemoteContractError):
+            try:
                 record, _ = await self._runs.get(name)
-                if not record.done:
-                    first = min(first, record.open_seq)
+            except RemoteContractError:
+                over.discard(name)
+                continue
+            if not record.done:
+                over.discard(name)
+                first = min(first, record.open_seq)
+        for name in over:
+            residuals.forget(name)
         return first
 
     def _manifest(self, message: Message) -> None:
