@@ -56,7 +56,7 @@ async def test_a_run_that_is_announced_no_more_is_forgotten(
         try:
             await until(lambda: bus.times >= 2, "it has read the announcement")
             async with asyncio.timeout(20):
-                while await get_last(planner, subjects.ANNOUNCE, [subjects.announce("again")]):
+                while await get_last(planner, subjects.ANNOUNCE, subjects.announce("again")):
                     pass
             before = bus.times
             await until(lambda: bus.times >= before + 2, "it has read that there is none")

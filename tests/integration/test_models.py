@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from fedbus.base.errors import ConfigError, FedbusError, ModelRefused, PlanRefused, UnknownModel
-from fedbus.bus import Bus
+from fedbus.api.models import Models
+from fedbus.base.clock import random_token
+from fedbus.base.errors import (
+    BusUnavailable,
+    ConfigError,
+    FedbusError,
+    ModelRefused,
+    PlanRefused,
+    UnknownModel,
+)
+from fedbus.bus import Bus, Message
 from fedbus.bus.micro import ask
 from fedbus.bus.models import read_manifest
 from fedbus.bus.registry import Registry
@@ -21,6 +31,7 @@ from fedbus_schemas import subjects
 from fedbus_schemas.registry import ImportModel, ModelVersion
 from fedbus_schemas.update import ModelManifest, TensorSpec
 from safetensors.numpy import load_file, save_file
+from support.buses import Ask, Tapped
 from support.federation import Parties, federation
 from support.natsd import Stack
 
@@ -104,6 +115,35 @@ async def test_a_model_goes_out_and_comes_back_the_same(stack: Stack, tmp_path: 
         await models.export("taken", again)
         assert load_file(again)["w"].tobytes() == arrays["w"].tobytes()
         assert report.model == taken.digest
+
+
+class Rereading(Tapped):
+    """A connection to a broker that reads its accounts again when it is first asked for each thing."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.asked: set[str] = set()
+
+    async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
+        if subject.startswith("$JS.API.") and subject not in self.asked:
+            self.asked.add(subject)
+            raise BusUnavailable(f"nobody serves {subject}")
+        return await ask()
+
+
+async def test_a_broker_that_reads_its_accounts_again_does_not_end_an_import(
+    stack: Stack, tmp_path: Path
+) -> None:
+    file = tmp_path / "ones.safetensors"
+    save_file({"w": np.ones(1000, np.float32)}, file)
+    async with federation(stack.credentials, tmp_path, workers=(), evaluator=True):
+        bus = await Rereading.connect(stack.credentials("operator"))
+        try:
+            came = await Models(bus).import_file(file, f"reread-{random_token(4)}")
+            assert came.elements == 1000
+            assert f"$JS.API.STREAM.INFO.{subjects.MODELS}" in bus.asked
+        finally:
+            await bus.close()
 
 
 async def test_names_of_imported_models_are_their_own(stack: Stack, tmp_path: Path) -> None:

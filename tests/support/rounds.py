@@ -64,8 +64,8 @@ def rejected(worker: str, attempt: str = "a", code: str = "bad-manifest") -> Rej
     return Rejected(at=NOW + 1, worker=worker, attempt=attempt, code=code, reason="no good")
 
 
-def lost(worker: str) -> WorkerLost:
-    return WorkerLost(at=NOW + 1, worker=worker, code="silent", reason="not heard")
+def lost(worker: str, code: str = "silent") -> WorkerLost:
+    return WorkerLost(at=NOW + 1, worker=worker, code=code, reason="not heard")
 
 
 def closing() -> Closing:

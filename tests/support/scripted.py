@@ -167,7 +167,7 @@ class Scripted:
             self._heard.set()
 
     async def _read_open(self) -> None:
-        for message in await get_last(self.bus, subjects.ANNOUNCE, [subjects.ALL_ANNOUNCEMENTS]):
+        for message in await get_last(self.bus, subjects.ANNOUNCE, subjects.ALL_ANNOUNCEMENTS):
             self._hear(message)
 
     async def _beat_on(self) -> None:

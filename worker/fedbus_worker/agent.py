@@ -170,7 +170,7 @@ class Agent:
 
     async def _read_open(self) -> None:
         """Read what is open and our inbox: after a connect, and at each beat, in case a message was lost."""
-        stored = await get_last(self._bus, subjects.ANNOUNCE, [subjects.ALL_ANNOUNCEMENTS])
+        stored = await get_last(self._bus, subjects.ANNOUNCE, subjects.ALL_ANNOUNCEMENTS)
         for message in stored:
             self._hear(message)
         self._announced.forget([subjects.parse_announce(each.headers["Nats-Subject"]) for each in stored])

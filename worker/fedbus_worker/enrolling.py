@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 from pathlib import Path
+from typing import Self
 
 from fedbus.base.errors import (
     AuthRefused,
@@ -25,6 +26,7 @@ from fedbus.bus import Bus, Credentials
 from fedbus.bus.credentials import write_private
 from fedbus.bus.joinstring import JoinString
 from fedbus.bus.micro import ask
+from fedbus.bus.tls import trust
 from fedbus.rounds.invitations import ASK_FOR_ANOTHER
 from fedbus.runtime.probe import Answer, probe
 from fedbus_schemas.roster import InviteId, Join, Joined
@@ -45,6 +47,10 @@ class Enrolment(BaseModel):
 
     credentials: Credentials
     invite: InviteId
+
+    def trusting(self, ca: str | None, *, tls: bool) -> Self:
+        """The same with what is demanded of TLS now, as `Credentials.trusting`."""
+        return self.model_copy(update={"credentials": self.credentials.trusting(ca, tls=tls)})
 
     def save(self, path: Path) -> None:
         """Write a file that only its owner can read."""
@@ -71,8 +77,29 @@ def enrolled(root: Path) -> dict[Path, Credentials]:
     return {folder: enrolment.credentials for folder, enrolment in found.items() if enrolment}
 
 
+def recall(folder: Path, ca: str | None, *, tls: bool) -> Credentials:
+    """The saved credential, with what is demanded of TLS now, which is saved before anyone is dialled.
+
+    Otherwise the next start would demand less, and tell its password to whoever takes TLS away.
+
+    Args:
+        folder: of a worker that was let in, and locked.
+        ca: as that of `Credentials`; None: the one that was saved.
+        tls: whether TLS is demanded even without a CA.
+
+    Raises:
+        ConfigError: the credential or the CA cannot be read; what was saved stays.
+    """
+    saved = _read(folder / CREDENTIAL_FILE)
+    if saved is None:
+        raise ConfigError(f"the credential {folder / CREDENTIAL_FILE} is gone")
+    return _keep(saved, folder / CREDENTIAL_FILE, ca, tls=tls).credentials
+
+
 async def enrol(folder: Path, string: JoinString) -> Credentials:
     """The credential of the worker whose state folder this is: the saved one, or a new one.
+
+    What an earlier join demanded of TLS is demanded still: the folder is of the same broker.
 
     Args:
         folder: locked, and called as the worker.
@@ -82,17 +109,25 @@ async def enrol(folder: Path, string: JoinString) -> Credentials:
         InviteRefused: the invitation is wrong, expired, used up or revoked.
         NameTaken: another worker is called so.
         BusUnavailable, NotAcked: nobody answers.
+        TlsRefused: the broker is not one to trust.
+        ConfigError: a saved credential, or the CA, cannot be read; what was saved stays.
     """
-    saved = _read(folder / CREDENTIAL_FILE)
+    saved, wish = _read(folder / CREDENTIAL_FILE), _read(folder / PENDING_FILE)
+    earlier = [each.credentials for each in (saved, wish) if each]
+    tls = any(url.startswith("tls://") for url in (string.url, *(each.url for each in earlier)))
+    string = string.trusting(string.ca or next((each.ca for each in earlier if each.ca), None), tls=tls)
     if saved is not None:
-        known = saved.credentials.trusting(string.ca)
-        if await _probe(known) is not Answer.REFUSED:
-            return known
-    wish = _read(folder / PENDING_FILE)
+        saved = _keep(saved, folder / CREDENTIAL_FILE, string.ca, tls=tls)
+        if await _probe(saved.credentials) is not Answer.REFUSED:
+            return saved.credentials
     if wish is None or wish.invite != string.invite:
-        own = Credentials(url=string.url, user=folder.name, password=secrets.token_urlsafe(32))
+        own = string.credentials.model_copy(
+            update={"user": folder.name, "password": secrets.token_urlsafe(32)}
+        )
         wish = Enrolment(credentials=own, invite=string.invite)
-    wish = wish.model_copy(update={"credentials": wish.credentials.trusting(string.ca)})
+    else:
+        wish = _keep(wish, folder / PENDING_FILE, string.ca, tls=tls)
+    trust(string.ca)  # not while enroll is asked: an error of ours is no refusal
     try:
         joined = await _ask(string, wish, folder / PENDING_FILE)
         log.info("let in from %s as %s", joined.site, joined.worker)
@@ -107,6 +142,7 @@ async def enrol(folder: Path, string: JoinString) -> Credentials:
     except (EnrolmentError, ConfigError):
         (folder / PENDING_FILE).unlink(missing_ok=True)  # enroll said no: there is nothing to go on with
         raise
+    wish.save(folder / PENDING_FILE)  # it may be that of another invitation, where nobody could be asked
     (folder / PENDING_FILE).replace(folder / CREDENTIAL_FILE)
     return wish.credentials
 
@@ -133,6 +169,14 @@ async def _ask(string: JoinString, wish: Enrolment, pending: Path) -> Joined:
 
 async def _probe(credentials: Credentials) -> Answer:
     return await asyncio.to_thread(probe, credentials)
+
+
+def _keep(enrolment: Enrolment, path: Path, ca: str | None, *, tls: bool) -> Enrolment:
+    changed = enrolment.trusting(ca, tls=tls)
+    if changed != enrolment:
+        trust(changed.credentials.ca)  # one that cannot be read takes the place of none
+        changed.save(path)
+    return changed
 
 
 def _read(path: Path) -> Enrolment | None:

@@ -14,7 +14,7 @@ from fedbus.runtime.broker import add_worker
 from fedbus.runtime.identity import refuse_ca, stack_folder
 from fedbus.runtime.stackfile import read_stack
 
-from fedbus_worker.enrolling import enrol, enrolled, is_enrolled, saved_by
+from fedbus_worker.enrolling import enrol, enrolled, is_enrolled, recall, saved_by
 from fedbus_worker.state import WorkerState, claim, federation_folder
 
 log = logging.getLogger(__name__)
@@ -98,10 +98,12 @@ def _by_credential(
     where = federation_folder(root, urlsplit(url).netloc) if url else None
     known = [path for path in enrolled(root) if name in (None, path.name) and where in (None, path.parent)]
     if len(known) == 1:
-        found = enrolled(root)[known[0]].trusting(ca)
-        if url and urlsplit(url).scheme == "tls":
-            found = found.model_copy(update={"url": f"tls://{urlsplit(found.url).netloc}"})
-        return WorkerState(known[0]), found
+        state = WorkerState(known[0])
+        try:
+            return state, recall(state.folder, ca, tls=bool(url and urlsplit(url).scheme == "tls"))
+        except BaseException:
+            state.release()
+            raise
     if known:
         names = ", ".join(f"{path.name} at {found.url}" for path, found in enrolled(root).items())
         raise ConfigError(

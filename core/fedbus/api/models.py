@@ -30,6 +30,7 @@ from fedbus.rounds.versions import model_details, model_report
 CODEC = "dense"  # an imported model travels exactly as it is
 REGISTER_S = 300.0  # the evaluator reads the whole model before it registers it
 EVALUATOR_WAIT_S = 10.0
+BROKER_WAIT_S = 10.0  # one that reads its accounts again, as it does at each join, serves nobody for a moment
 _TASK: TypeAdapter[str] = TypeAdapter(TaskName)
 
 
@@ -104,7 +105,10 @@ class Models:
                 hint="give --name",
             )
         with open_tensors(path) as file:
-            grid, free = Grid.of(file.table), await free_bytes(self._bus, subjects.MODELS)
+            grid = Grid.of(file.table)
+            free = await persist(
+                self._bus, lambda: free_bytes(self._bus, subjects.MODELS), until_s=BROKER_WAIT_S
+            )
             if grid.bytes * 1.01 > free:
                 said = f"{grid.bytes / 1e6:.0f} MB, the broker has {free / 1e6:.0f} MB free for models"
                 raise ModelRefused(f"the model has {said}")

@@ -100,9 +100,15 @@ class Credentials(BaseModel):
         where = f"{parts.scheme}://{bracketed(host)}:{port}"
         return cls(url=where, user=user, password=unquote(parts.password), ca=ca)
 
-    def trusting(self, ca: str | None) -> Self:
-        """The same with another CA; None: with the one that it has."""
-        return self if ca is None else self.model_copy(update={"ca": _lasting(ca)})
+    def trusting(self, ca: str | None, *, tls: bool = False) -> Self:
+        """The same with another CA; None: with the one that it has. It demands TLS no less than before.
+
+        Args:
+            ca: as the attribute.
+            tls: demand TLS, as `tls://` does.
+        """
+        url = over_tls(self.url) if tls else self.url
+        return self.model_copy(update={"url": url, "ca": self.ca if ca is None else _lasting(ca)})
 
     def to_url(self) -> str:
         """One string with the secret in it, for the environment of a child process; the CA is not in it."""
@@ -146,6 +152,11 @@ def write_private(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def over_tls(url: str) -> str:
+    """The same address, where nothing may be said without TLS."""
+    return f"tls://{url.partition('://')[2]}"
 
 
 def bracketed(host: str) -> str:

@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 from fedbus_schemas.roster import INVITE_USER, is_invite_id, is_secret
 
 from fedbus.base.errors import ConfigError, InviteRefused
-from fedbus.bus.credentials import DEFAULT_PORT, Credentials, bracketed
+from fedbus.bus.credentials import DEFAULT_PORT, Credentials, bracketed, over_tls
 
 SCHEME = "fedbus://"
 _FORM = "fedbus://HOST:PORT/#ID.SECRET, whole and in quotes"
@@ -67,9 +67,14 @@ class JoinString:
         """How the holder of the invitation connects, to ask to be let in and for nothing else."""
         return Credentials(url=self.url, user=invite_user(self.invite), password=self.secret, ca=self.ca)
 
-    def trusting(self, ca: str | None) -> Self:
-        """The same for a broker whose certificate that authority signed; None: nothing is said of it."""
-        return replace(self, ca=ca)
+    def trusting(self, ca: str | None, *, tls: bool = False) -> Self:
+        """The same for a broker whose certificate that authority signed; None: nothing is said of it.
+
+        Args:
+            ca: as the attribute.
+            tls: demand TLS, as `tls://` does.
+        """
+        return replace(self, url=over_tls(self.url) if tls else self.url, ca=ca)
 
     def to_text(self) -> str:
         """The string itself, with the secret in it."""

@@ -14,6 +14,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -39,6 +40,7 @@ NO_WRITES = 1  # bytes that the account may store while its broker takes nothing
 
 ACK_TIMEOUT_S = 30.0  # an ack may queue behind a window of chunks on a slow link; a broken link fails at once
 WINDOW_BYTES = 4 << 20
+PAGE = 1024  # messages in the answer to one request
 READS_IN_FLIGHT = 8  # about 2 MiB of broker memory each (research: 547 MB/s with 8)
 FULL_PAUSE_S = 1.0
 MOST_SUBJECTS = 300_000
@@ -245,17 +247,27 @@ async def get(bus: Bus, stream: str, subject: str) -> Message:
     return reply
 
 
-async def get_last(bus: Bus, stream: str, patterns: Sequence[str]) -> list[Message]:
-    """The last message of every subject that matches, in one request (ADR-31); subject in `Nats-Subject`.
+async def get_last(bus: Bus, stream: str, pattern: str) -> list[Message]:
+    """The last message of every subject that matches, by direct get (ADR-31); subject in `Nats-Subject`.
+
+    For streams that keep one message of a subject, or few: all of them are read, a page in a request.
+    `multi_last` would read the last ones alone, but says nothing at all of more than 1024 subjects.
 
     Raises:
-        BusError: more subjects match than the broker answers at once, 1024.
+        BusError: the broker does not answer it.
     """
-    query = json.dumps({"multi_last": list(patterns), "batch": 1024}).encode()
-    *found, end = await persist(bus, lambda: bus.request_all(f"$JS.API.DIRECT.GET.{stream}", query))
-    if end.status not in ("204", "404"):  # the end of some, or none at all
-        raise BusError(f"the broker answered {end.status} to a read of {', '.join(patterns)} in {stream}")
-    return found
+    found: dict[str, Message] = {}
+    query: dict[str, object] = {"next_by_subj": pattern, "batch": PAGE}
+    while True:
+        body = json.dumps(query).encode()
+        *page, end = await persist(bus, partial(bus.request_all, f"$JS.API.DIRECT.GET.{stream}", body))
+        if end.status not in ("204", "404"):  # the end of some, or none at all
+            raise BusError(f"the broker answered {end.status} to a read of {pattern} in {stream}")
+        # In the order of their sequences: one that is written over meanwhile comes again, later.
+        found.update((message.headers["Nats-Subject"], message) for message in page)
+        if not page or int(end.headers.get("Nats-Num-Pending", 0)) == 0:
+            return list(found.values())
+        query["seq"] = int(page[-1].headers["Nats-Sequence"]) + 1
 
 
 async def get_all(

@@ -176,7 +176,7 @@ def next_step(
         case "closing":
             # Who is still at work shall stop; others hear of it with the next round.
             step = Wait("aggregating", "the aggregator folds the round", now + 5.0)
-            return (_announced(following, number, "closed") or step) if round_.awaited else step
+            return (_announced(following, number, "closed") or step) if _is_at_work(round_) else step
     return _announced(following, number, "open") or _open_round(
         record.name, number, round_, following, roster, now
     )
@@ -201,6 +201,11 @@ def _abort(reason: str, rounds: Mapping[int, Round], following: Following, now: 
 
 def _aborted(now: float, code: AbortCode, reason: str) -> Aborted:
     return Aborted(at=now, code=code, reason=reason)
+
+
+def _is_at_work(round_: Round) -> bool:
+    # A member that was not heard may train on, cut off or slow, and hear again of a round.
+    return bool(round_.awaited) or any(lost.code == "silent" for lost in round_.lost)
 
 
 def _adopted(round_: Round, following: Following) -> bool:

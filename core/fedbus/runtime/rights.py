@@ -58,7 +58,7 @@ STREAMS = (
 # The one thing that the holder of an invitation may do.
 JOIN = api("enroll", "join")
 _GET_MODEL = f"$JS.API.DIRECT.GET.{MODELS}.fb.model.>"
-# One request, many answers (`multi_last`): its export needs a streamed response.
+# One request, many answers (a batch): its export needs a streamed response.
 _GET_ANNOUNCEMENTS = f"$JS.API.DIRECT.GET.{ANNOUNCE}"
 _GET_INBOX = f"$JS.API.DIRECT.GET.{INBOX}."
 

@@ -202,7 +202,10 @@ def test_a_cut_off_is_announced_where_somebody_is_still_at_work() -> None:
         return _step(plan(), _roster("w1"), {1: round_}, Following(NOW), NOW + 1)
 
     assert step(accepted("w2")) == Announce(1, "closed")
-    assert isinstance(step(accepted("w2"), lost("w3")), Wait)
+    assert step(accepted("w2"), lost("w3", "silent")) == Announce(1, "closed"), "it may train all the same"
+    assert isinstance(step(accepted("w2"), lost("w3", "failed")), Wait)
+    assert isinstance(step(accepted("w2"), lost("w3", "left")), Wait)
+    assert isinstance(step(accepted("w2"), lost("w3"), accepted("w3")), Wait), "it was heard again"
     assert isinstance(step(accepted("w2", "w3")), Wait)
 
 
