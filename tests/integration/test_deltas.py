@@ -252,7 +252,7 @@ async def test_an_aggregator_that_hung_leaves_the_others_files_alone(stack: Stac
         await parties.aggregator.stop()
         await parties.aggregator.start(hanging.connection)
         for name in WORKERS:
-            await join(parties, name, gate.connection() if name == "w3" else Bus)
+            await join(parties, name, gate.connection() if name == "d3" else Bus)
         await parties.start(walk(rounds=4, codec={"up": "dense", "down": "ecq"}), run)
         await parties.until(hanging.hangs.is_set, "it publishes the first difference")
         (part,) = lost(folder)

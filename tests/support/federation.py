@@ -286,6 +286,8 @@ async def federation(
                     parties.aggregators.append(made)
                 if evaluator:
                     await parties.add("evaluator", lambda bus: Evaluator(bus, folder).run())
+                    # Who watches a run waits for scores only while somebody answers.
+                    await persist(operator, lambda: operator.request("$SRV.PING.evaluator"))
                 for name in workers:
                     await parties.join(name)
                 yield parties

@@ -95,11 +95,11 @@ class Evaluator:
             trainer = Trainer(Path(scratch))
             try:
                 self._tracer.start()
+                # Answering pings tells a watcher that scores will come, also while much is restored.
+                await serve(self._bus, "evaluator", {"import": self._registering.import_model})
                 await self._log.start(await persist(self._bus, self._restore))
                 await hear_beats(self._bus, self._beat)
                 await hear_progress(self._bus, self._progress)
-                # Answering pings tells a watcher that scores will come.
-                await serve(self._bus, "evaluator", {"import": self._registering.import_model})
                 while True:
                     await self._score_all(trainer, models)
                     # Silence is noticed by the clock alone, and a member's word that it is done may be lost.
