@@ -64,6 +64,7 @@ async def run(stack: LocalStack, name: str, *, kill: str | None = None, **plan: 
     """Run noop rounds to their end; `kill` is killed and started again in the middle of the first."""
     bus = await Bus.connect(stack.broker.accounts.credentials("operator"))
     try:
+        stack.check()  # nobody starts again here what dies
         federation = Federation(bus)
         base = {"task": "noop", "codec": {"up": "dense"}, "cohort": {"min": len(WORKERS)}}
         await federation.start({**base, "close": {"deadline_s": 50.0}, **plan}, name)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from fedbus.base.errors import AuthRefused, ServerTooOld
-from fedbus.bus import Bus
+from fedbus.bus import Bus, Message
+from fedbus.bus import provision as provisioning
 from fedbus.bus.lean import LeanLink
 from fedbus.bus.provision import (
     ANNOUNCEMENT_TTL_S,
@@ -20,10 +21,10 @@ from fedbus.bus.provision import (
     streams,
     wait_provisioned,
 )
-from fedbus.bus.store import call
+from fedbus.bus.store import JetStreamError, call
 from fedbus.runtime.disk import LEAST, MOST
 from fedbus.runtime.rights import STREAMS
-from support.buses import buses, parties
+from support.buses import Ask, Tapped, buses, parties
 from support.natsd import Stack, broker
 
 RECORD = {"discard": "new", "max_msgs_per_subject": -1, "max_age": 0, "allow_msg_ttl": False}
@@ -100,6 +101,38 @@ def test_sizes_sum_below_any_storage(storage: int) -> None:
     sizes = [config["max_bytes"] for config in streams(storage)]
     assert min(sizes) >= 2 << 20, "each holds at least one message"
     assert sum(sizes) < storage
+
+
+@pytest.mark.parametrize("times", [2, 99])
+async def test_a_broker_that_refuses_for_a_moment_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """As one does that reads its accounts again; one that goes on refusing is told of."""
+    monkeypatch.setattr(provisioning, "TRY_S", 0.0)
+    refused = b'{"error": {"code": 503, "err_code": 10039, "description": "not enabled for account"}}'
+    asked: list[str] = []
+
+    class Refused(Tapped):
+        async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
+            if subject == "$JS.API.STREAM.CREATE.FB_UPDATES":
+                asked.append(subject)
+                if len(asked) <= times:
+                    return Message(subject, refused, {})
+            return await ask()
+
+    async with broker(tmp_path) as own:
+        planner = await Refused.connect(own.credentials("planner"))
+        try:
+            if times > provisioning.TRIES:
+                with pytest.raises(JetStreamError, match="not enabled"):
+                    await provision(planner)
+                assert len(asked) == provisioning.TRIES
+            else:
+                await provision(planner)
+                assert len(asked) == times + 1
+                assert (await config_of(planner, "FB_UPDATES"))["name"] == "FB_UPDATES"
+        finally:
+            await planner.close()
 
 
 async def test_a_second_time_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

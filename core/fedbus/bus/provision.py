@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 OLDEST_SERVER = (2, 12)
 NEEDS = "republish of stored entries, per-message TTL, batched direct gets and asynchronous persistence"
 LEASE_TTL_S = 2
+TRIES, TRY_S = 10, 0.5  # to make a stream
 ANNOUNCEMENT_TTL_S = 31 * 86400  # above the longest deadline of a plan
 # Shares of the account's storage. They sum to less than one: the broker must say "full" before the disk does.
 SHARES = {
@@ -117,12 +118,30 @@ async def provision(bus: Bus) -> None:
 
     Raises:
         ServerTooOld: the server lacks what fedbus needs.
+        JetStreamError: it refuses, and goes on to.
     """
-    check_server(bus)
+    await persist(bus, lambda: _check(bus))
     limits = (await persist(bus, lambda: call(bus, "INFO")))["limits"]
     storage = int(limits.get("max_storage", -1))
     for config in streams(storage if storage > 0 else UNLIMITED_STORAGE):
-        await persist(bus, lambda config=config: _make(bus, config))  # type: ignore[misc]  # bound at once
+        await _insist(bus, config)
+
+
+async def _insist(bus: Bus, config: dict[str, Any]) -> None:
+    """Make a stream; a broker that reads its accounts again refuses for a moment what it then allows."""
+    for left in reversed(range(TRIES)):
+        try:
+            await persist(bus, lambda: _make(bus, config))
+            break
+        except JetStreamError as error:
+            if not left:
+                raise
+            log.warning("%s refused, trying again: %s", config["name"], error, extra={"action": "provision"})
+        await asyncio.sleep(TRY_S)
+
+
+async def _check(bus: Bus) -> None:
+    check_server(bus)
 
 
 async def _make(bus: Bus, config: dict[str, Any]) -> None:
