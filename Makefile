@@ -19,6 +19,7 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/rounds.py --write
+	$(BIN)/python benchmarks/worker.py --write
 
 bench-codecs: $(STAMP)
 	$(BIN)/python benchmarks/coding.py --write

@@ -7,6 +7,7 @@ Runs in the trainer process: numpy and the standard library are all it needs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +65,7 @@ class LinearRegression(TrainingTask):
         """The tensors that are sent and averaged, by name."""
         return model
 
-    def set_arrays(self, model: Model, arrays: Model) -> None:
+    def set_arrays(self, model: Model, arrays: Mapping[str, np.ndarray]) -> None:
         """Take over the federation's tensors."""
         model.update(arrays)
 

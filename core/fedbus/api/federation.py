@@ -38,7 +38,7 @@ from fedbus.rounds.evaluating import due, wanting
 from fedbus.rounds.fold import Round
 from fedbus.rounds.report import NOT_SCORED, round_report, run_report, run_summary
 from fedbus.rounds.waits import Waits
-from fedbus.tasks.vector import unflatten
+from fedbus.tasks.vector import Tensors
 
 # How long a finished run is watched for scores that are due.
 SCORE_WAIT_S = 60.0
@@ -166,7 +166,7 @@ class Federation:
             raise UnknownRun(f"{run} has made no model yet")
         manifest = await read_manifest(self._bus, report.model)
         values = await load_values(self._bus, manifest)
-        return unflatten(values, [tensor.model_dump() for tensor in order(manifest.table)])
+        return dict(Tensors(values, [tensor.model_dump() for tensor in order(manifest.table)]))
 
     async def hear_progress(self, heard: Callable[[Progress], None]) -> None:
         """Be told, from now on and as long as this connection lives, how far workers are. It may be lost."""

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from fedbus.base.errors import ConfigError, ModelRefused, describe
 from fedbus.codec import Vector
 from fedbus.codec.grid import CHUNK_ELEMENTS, Grid, Span, order
-from fedbus.tasks.vector import unflatten
+from fedbus.tasks.vector import Tensors
 
 # What safetensors calls the dtypes that can travel. bfloat16 has no numpy type.
 DTYPES = {
@@ -48,7 +48,7 @@ def write_tensors(path: Path, table: list[TensorSpec], values: Vector, metadata:
     Raises:
         ConfigError: the file cannot be written.
     """
-    arrays = unflatten(values, [tensor.model_dump() for tensor in table])
+    arrays = dict(Tensors(values, [tensor.model_dump() for tensor in table]))
     digest = hashlib.sha256()
     for name, array in arrays.items():
         _digest(digest, name, array)

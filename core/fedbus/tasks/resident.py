@@ -139,9 +139,7 @@ class Resident:
         if self._model is None:
             self._check_table(self._make(seed), table)
         local = self._local.get(_owner(site), self._fresh)
-        arrays = vector.unflatten(weights, table)
-        arrays.update({name: array.copy() for name, array in local.items()})
-        self.task.set_arrays(self._model, arrays)
+        self.task.set_arrays(self._model, vector.Tensors(weights, table, local))
 
     def _check_table(self, arrays: Arrays, table: Sequence[Row]) -> None:
         """The task's own model must be the one that the federation trains."""

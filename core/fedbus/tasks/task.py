@@ -141,12 +141,13 @@ class TrainingTask:
         """The model's tensors by name, as numpy arrays that may share its memory, in a stable order."""
         raise NotImplementedError(type(self).__name__ + " must define arrays(model)")
 
-    def set_arrays(self, model: Any, arrays: Arrays) -> None:
+    def set_arrays(self, model: Any, arrays: Mapping[str, np.ndarray]) -> None:
         """Put tensors back.
 
         Args:
             model: the model.
-            arrays: names, shapes and dtypes as `arrays()` gave them; the task may keep them.
+            arrays: names, shapes and dtypes as `arrays()` gave them. Each is copied when it is asked for,
+                and the task may keep it.
         """
         raise NotImplementedError(type(self).__name__ + " must define set_arrays(model, arrays)")
 

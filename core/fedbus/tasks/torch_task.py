@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -115,7 +115,7 @@ class TorchTask(TrainingTask):
                 found[name] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         return found
 
-    def set_arrays(self, model: nn.Module, arrays: Arrays) -> None:
+    def set_arrays(self, model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
         """Copy tensors into the model.
 
         Raises:

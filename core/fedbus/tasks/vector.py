@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import math
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Sequence
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from fedbus.tasks.task import Arrays
 
     Vector = NDArray[np.float32]
 
@@ -75,7 +73,9 @@ def size(table: Sequence[Row]) -> int:
     return sum(math.prod(row["shape"]) for row in table)
 
 
-def flatten(arrays: Arrays, table: Sequence[Row], out: Vector, base: Optional[Vector] = None) -> None:
+def flatten(
+    arrays: Mapping[str, Any], table: Sequence[Row], out: Vector, base: Optional[Vector] = None
+) -> None:
     """Write tensors into a flat vector, or with `base` their difference from it.
 
     Args:
@@ -104,27 +104,54 @@ def flatten(arrays: Arrays, table: Sequence[Row], out: Vector, base: Optional[Ve
             part[...] = array.reshape(-1)
             if base is not None:
                 part -= base[start : start + array.size]
-        if not np.isfinite(part).all():
+        # Each is NaN if any element is, and neither needs another array.
+        if part.size and not (math.isfinite(part.min()) and math.isfinite(part.max())):
             raise ValueError("tensor {!r} is not finite (NaN, infinity or beyond float32)".format(name))
         start += array.size
 
 
-def unflatten(vector: Vector, table: Sequence[Row]) -> Arrays:
-    """The tensors of a flat vector, by name, as copies with their own shapes and dtypes.
+class Tensors(Mapping[str, "NDArray[Any]"]):
+    """The tensors of a flat vector, by name, with their own shapes and dtypes.
 
+    Each is made when it is asked for, as a copy: who takes them one by one needs no second model's memory.
     Integers are rounded to the nearest, within the range of their type; a bool is true above one half.
-
-    Raises:
-        ValueError: the vector is not as long as the table says.
     """
-    _check_length(vector, table)
-    arrays: Arrays = {}
-    start = 0
-    for row in table:
-        end = start + math.prod(row["shape"])
-        arrays[row["name"]] = _restore(vector[start:end], row["dtype"]).reshape(row["shape"])
-        start = end
-    return arrays
+
+    def __init__(
+        self, vector: Vector, table: Sequence[Row], local: Optional[Mapping[str, NDArray[Any]]] = None
+    ) -> None:
+        """Look where each tensor is.
+
+        Args:
+            vector: float32 of shape (size(table),).
+            table: the tensor table, in wire order.
+            local: tensors that come from elsewhere, after those of the vector.
+
+        Raises:
+            ValueError: the vector is not as long as the table says.
+        """
+        _check_length(vector, table)
+        self._vector = vector
+        self._local = local or {}
+        self._rows = {}
+        start = 0
+        for row in table:
+            self._rows[row["name"]] = (start, row)
+            start += math.prod(row["shape"])
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name in self._local:
+            return self._local[name].copy()
+        start, row = self._rows[name]
+        values = self._vector[start : start + math.prod(row["shape"])]
+        return _restore(values, row["dtype"]).reshape(row["shape"])
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._rows
+        yield from self._local
+
+    def __len__(self) -> int:
+        return len(self._rows) + len(self._local)
 
 
 def _restore(values: Vector, dtype: str) -> NDArray[Any]:

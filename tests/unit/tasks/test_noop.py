@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
-from fedbus import Step
+from fedbus import Site, Step
 from fedbus.tasks.params import build_params, build_task
+from fedbus.tasks.resident import Resident
 from fedbus_worker.tasks.noop import STRETCH, Noop
 
 
@@ -32,3 +35,20 @@ def test_it_adds_noise_around_it():
     np.testing.assert_array_equal(values, _trained(elements=elements, value=5.0, spread=0.5))
     with pytest.raises(ValueError, match="spread"):
         build_params(Noop, {"spread": -1.0})
+
+
+def test_a_round_takes_the_memory_of_one_model(tmp_path):
+    elements = 4_000_000
+    resident = Resident("fedbus_worker.tasks.noop:Noop", {"elements": elements})
+    table, _ = resident.init(0)
+    weights = np.memmap(tmp_path / "base", np.float32, "w+", shape=(elements,))
+    out = np.memmap(tmp_path / "delta", np.float32, "w+", shape=(elements,))
+    tracemalloc.start()
+    try:
+        for number in (1, 2):
+            resident.train(Site(), weights, table, number, number, lambda share: None, lambda: out)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # The model's own vector, made anew; what it was when tracing began is not counted.
+    assert 4 * elements <= peak < 1.1 * 4 * elements

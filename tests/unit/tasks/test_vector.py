@@ -43,7 +43,7 @@ def test_a_model_survives_the_vector(arrays):
     table = vector.table(arrays, GROUPS)
     flat = np.empty(vector.size(table), np.float32)
     vector.flatten(arrays, table, flat)
-    back = vector.unflatten(flat, table)
+    back = vector.Tensors(flat, table)
     assert sorted(back) == sorted(arrays)
     for name, array in arrays.items():
         assert back[name].dtype == array.dtype
@@ -83,9 +83,9 @@ def test_a_difference_is_written_in_place():
 def test_integers_are_rounded_within_their_range():
     table = [{"name": "n", "shape": [4], "dtype": "uint8", "group": "exact"}]
     flat = np.array([-0.7, 1.6, 254.9, 300.0], np.float32)
-    assert vector.unflatten(flat, table)["n"].tolist() == [0, 2, 255, 255]
+    assert vector.Tensors(flat, table)["n"].tolist() == [0, 2, 255, 255]
     far = [{"name": "n", "shape": [1], "dtype": "int64", "group": "exact"}]
-    assert vector.unflatten(np.array([1e30], np.float32), far)["n"][0] > 2**62
+    assert vector.Tensors(np.array([1e30], np.float32), far)["n"][0] > 2**62
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
@@ -126,6 +126,6 @@ def test_what_cannot_travel_is_refused():
         vector.table({"w": np.zeros(1, complex)}, {})
     table = vector.table({"w": np.zeros(2, np.float32)}, {})
     with pytest.raises(ValueError, match=r"float32 of shape \(2,\), got float64 of shape \(2,\)"):
-        vector.unflatten(np.zeros(2), table)
+        vector.Tensors(np.zeros(2), table)
     with pytest.raises(ValueError, match=r"got float32 of shape \(3,\)"):
-        vector.unflatten(np.zeros(3, np.float32), table)
+        vector.Tensors(np.zeros(3, np.float32), table)

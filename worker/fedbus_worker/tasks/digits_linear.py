@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Dict, Tuple
+from typing import Dict, Mapping, Tuple
 
 import numpy as np
 from fedbus.tasks.task import Arrays, Evaluated, Site, Step, Trained, TrainingTask
@@ -66,7 +66,7 @@ class DigitsLinear(TrainingTask):
         """The weight, of shape (64, 10), and the bias, of shape (10,)."""
         return model
 
-    def set_arrays(self, model: Model, arrays: Arrays) -> None:
+    def set_arrays(self, model: Model, arrays: Mapping[str, np.ndarray]) -> None:
         """Take both."""
         model.update(arrays)
 

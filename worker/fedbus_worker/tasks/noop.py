@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Dict, Optional
+from typing import Dict, Mapping, Optional
 
 import numpy as np
 from fedbus.tasks.task import Arrays, Evaluated, Site, Step, Trained, TrainingTask
@@ -59,8 +59,9 @@ class Noop(TrainingTask):
         """The vector itself."""
         return model
 
-    def set_arrays(self, model: Model, arrays: Arrays) -> None:
-        """Take the vector."""
+    def set_arrays(self, model: Model, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take the vector, and no longer keep the one before."""
+        model.clear()
         model.update(arrays)
 
     def train(self, model: Model, data: None, step: Step) -> Trained:
