@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fedbus.bus import Bus, Message
+from fedbus.bus.store import get
 from fedbus_aggregator.service import Aggregator
 from fedbus_planner.service import Planner
 from fedbus_schemas import subjects
 from fedbus_schemas.messages import Progress
+from fedbus_schemas.update import UpdateManifest
 from fedbus_worker.record import Record
 from fedbus_worker.spool import SpooledUpdate
 from support.buses import Ask, Tapped
@@ -40,7 +42,7 @@ def counting(puts: dict[str, str], run: str, hold_after: int | None = None) -> t
     return Counting
 
 
-async def test_once_all_is_encoded_the_upload_is_told(stack: Stack, tmp_path: Path) -> None:
+async def test_of_an_upload_is_told_what_is_acknowledged(stack: Stack, tmp_path: Path) -> None:
     told: list[Progress] = []
     async with federation(stack.credentials, tmp_path, workers=()) as parties:
         await parties.api.hear_progress(told.append)
@@ -52,37 +54,71 @@ async def test_once_all_is_encoded_the_upload_is_told(stack: Stack, tmp_path: Pa
         assert set(phases[phases.index("upload") :]) == {"upload"}
 
 
-async def test_a_worker_that_crashed_in_mid_upload_resumes_at_the_chunk_it_had(
-    stack: Stack, tmp_path: Path
+@pytest.mark.parametrize("codec", ["dense", "ecq"])
+async def test_a_worker_that_crashed_in_mid_upload_resumes_with_what_was_not_acknowledged(
+    stack: Stack, tmp_path: Path, codec: str
 ) -> None:
-    run = "resumes"
+    run, held = f"resumes-{codec}", 5
     async with federation(stack.credentials, tmp_path, workers=()) as parties:
         first: dict[str, str] = {}
-        worker = await parties.join("crasher", connection=counting(first, run, hold_after=5))
-        await parties.start({"train": {"elements": ELEMENTS, "value": 2.0}}, run)
+        worker = await parties.join("crasher", connection=counting(first, run, hold_after=held))
+        plan = {"train": {"elements": ELEMENTS, "value": 2.0}, "codec": {"up": codec}}
+        await parties.start(plan, run)
         spool = parties.state_of("crasher") / "spool" / f"{run}.0"
-        spooled = Record(spool / "update", SpooledUpdate)
         # The folder was round 0's, too.
-        await parties.until(lambda: len(first) == 5 and _stored(spool) == 5, "five chunks are acknowledged")
-        await parties.until(lambda: _encoded(spooled, 1), "all of it is encoded")
-        found = spooled.read()
+        await parties.until(lambda: len(first) == held and _stored(spool) == held, "five are acknowledged")
+        record = Record(spool / "update", SpooledUpdate)
+        found = record.read()
         assert found
+        assert (found[0].round, found[0].manifest) == (1, None)
         await worker.crash()
         again: dict[str, str] = {}
         await worker.start(counting(again, run))
         report = await parties.finished(run)
         leaves = sorted(subjects.parse_update(s)[5] for s in again)
-        assert len(leaves) == CHUNKS - 5 + 1, leaves
+        assert len(leaves) == CHUNKS - held + 1, leaves
         assert not set(first) & set(again), "nothing acknowledged is sent again"
+        assert {subjects.parse_update(s)[4] for s in first | again} == {found[0].attempt}
         sent = {subjects.parse_update(s)[5]: digest for s, digest in (first | again).items()}
-        assert [sent[str(i)] for i in range(CHUNKS)] == found[0].manifest.chunks
+        (manifest,) = [s for s in again if s.endswith(".manifest")]
+        stored = UpdateManifest.unpack((await get(parties.operator, subjects.UPDATES, manifest)).data)
+        # What a damage changes has another digest.
+        assert [sent[str(i)] for i in range(CHUNKS)] == stored.chunks
         assert report.rounds[0].accepted_updates[0].digest == sent["manifest"]
         await check_once(parties, report, workers=1, total=2.0)
 
 
-def _encoded(spooled: Record[SpooledUpdate], number: int) -> bool:
-    found = spooled.read()
-    return found is not None and found[0].manifest.round == number
+async def test_what_a_power_cut_damaged_is_trained_again_under_another_attempt(
+    stack: Stack, tmp_path: Path
+) -> None:
+    """All chunks are acknowledged, and the manifest is not when the machine goes down."""
+    run = "damaged"
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        first: dict[str, str] = {}
+        worker = await parties.join("cut", connection=counting(first, run, hold_after=CHUNKS))
+        await parties.start({"train": {"elements": ELEMENTS, "value": 2.0}}, run)
+        spool = parties.state_of("cut") / "spool" / f"{run}.0"
+        await parties.until(lambda: len(first) == CHUNKS and _offering(spool), "the manifest is written")
+        await worker.crash()
+        record = Record(spool / "update", SpooledUpdate)
+        found = record.read()
+        assert found
+        record.write(found[0].model_copy(update={"boot": "before the power cut"}), found[1])
+        with (spool / "delta.f32").open("r+b") as delta:
+            delta.seek(8_000_000)
+            delta.write(bytes(4096))
+        again: dict[str, str] = {}
+        await worker.start(counting(again, run))
+        report = await parties.finished(run)
+        assert report.rounds[0].accepted == 1
+        attempts = [{subjects.parse_update(s)[4] for s in puts} for puts in (first, again)]
+        assert attempts[0] < attempts[1], "what was not damaged was sent before the damage was found"
+        await check_once(parties, report, workers=1, total=2.0)
+
+
+def _offering(spool: Path) -> bool:
+    found = Record(spool / "update", SpooledUpdate).read()
+    return found is not None and found[0].round == 1 and found[0].manifest is not None
 
 
 def _stored(spool: Path) -> int:

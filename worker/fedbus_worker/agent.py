@@ -240,7 +240,7 @@ class Agent:
             else:
                 with self._traced("task", assignment):
                     sent = await self._work.perform(assignment, report)
-                log.info("update sent, %.3f MB", sent.manifest.size_bytes / 1e6, extra=about)
+                log.info("update sent, %.3f MB", sent.size_bytes / 1e6, extra=about)
             self._progress = None
         except (BusUnavailable, NotAcked) as error:
             log.warning("the broker did not do it, trying again: %s", error, extra=about)

@@ -1,140 +1,100 @@
-"""A trained difference on its way into the spool: encoded in a thread, chunk by chunk.
+"""A trained difference, chunk by chunk, as it is sent: encoded where it is asked for, and kept nowhere.
 
-The upload may follow it chunk by chunk; what it needs to know is here.
+To encode it again gives the same bytes, so that a restart needs no more than the difference.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import ExitStack
+from io import FileIO
+from typing import Self
 
-from fedbus.base.errors import FedbusError, PayloadTooLarge
-from fedbus.bus.modelfile import read_vector, write_all
+from fedbus.base.errors import PayloadTooLarge
+from fedbus.bus.modelfile import read_span, scratch_of
 from fedbus.bus.threads import apart
+from fedbus.codec import Vector
 from fedbus.codec.auto import AUTO, choose
 from fedbus.codec.chunk import chunk_digest
 from fedbus.codec.framing import Framing, up_codec
-from fedbus.codec.grid import Grid
+from fedbus.codec.grid import Grid, Span
+from fedbus_schemas.messages import Announcement
 from fedbus_schemas.plan import Named
 from fedbus_schemas.update import UpdateManifest
 
 from fedbus_worker.assignments import Assignment
 from fedbus_worker.feedback import Feedback
-from fedbus_worker.spool import Spool, SpooledTraining, SpooledUpdate, boot_id
+from fedbus_worker.spool import Spool, SpooledUpdate
 
 log = logging.getLogger(__name__)
 
-QUICK_BYTES = 4 << 20
 Seat = tuple[str, int, str, str, str]  # run, round, worker, node, attempt: what names an update's messages
 
 
-class Stopped(FedbusError):
-    """The round was over before the update was encoded."""
+class UpdateDamaged(Exception):
+    """What is on disk does not give the chunks any more that a manifest lists."""
 
 
 class Encoding:
-    """One attempt at a round.
+    """One attempt at a round: iterates over numbers and bytes of the chunks that were not stored yet.
 
     Args:
         assignment: what it is for.
-        spool: where `delta` is, and where the chunks go.
-        trained: what the task said of its work. Encoding it again gives the same bytes.
+        spool: where `delta` is, and where the manifest goes.
+        trained: what the spool keeps of it.
     """
 
-    def __init__(self, assignment: Assignment, spool: Spool, trained: SpooledTraining) -> None:
+    def __init__(self, assignment: Assignment, spool: Spool, trained: SpooledUpdate) -> None:
         self.grid = Grid.of(trained.table)
-        self.sizes: list[int] = []  # of the chunks that are encoded
+        self.stored = spool.stored()
         news, member = assignment.announcement, assignment.member
-        self.attempt = trained.attempt
-        self.seat: Seat = (news.run, news.round, member.worker, member.node, self.attempt)
+        self.seat: Seat = (news.run, news.round, member.worker, member.node, trained.attempt)
         self._news = news
         self._spool = spool
         self._trained = trained
+        # Before there is a manifest all is encoded, also what is stored: for its digests, and what is lost.
+        again = set() if trained.manifest is None else self.stored
+        self._spans = iter([span for span in self.grid.spans if span.index not in again])
         self._digests: list[str] = []
-        self._grown = asyncio.Event()
-        self._stopped = False
+        self._weight = 0
+        self._files = ExitStack()
+        self._coding: _Coding | None = None
 
-    @property
-    def is_small(self) -> bool:
-        """Whether encoding takes no time worth speaking of."""
-        return self.grid.bytes <= QUICK_BYTES
+    def __enter__(self) -> Self:
+        return self
 
-    def stop(self) -> None:
-        """Give it up after the chunk that is being encoded."""
-        self._stopped = True
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
 
-    async def run(self, report: Callable[[float], None]) -> SpooledUpdate:
-        """Encode all of it, in a thread if it is large.
+    def __aiter__(self) -> Self:
+        return self
 
-        Args:
-            report: told the share that is encoded, perhaps from that thread.
+    async def __anext__(self) -> tuple[int, bytes]:
+        """The next chunk.
 
         Raises:
-            PayloadTooLarge: it weighs more than the plan allows.
+            PayloadTooLarge: it all weighs more than the plan allows.
+            UpdateDamaged: the chunk is not the one that the manifest lists.
             OSError: the disk is full.
         """
-        loop = asyncio.get_running_loop()
+        for span in self._spans:
+            data = await apart(4 * span.count, self._encode, span)
+            if span.index not in self.stored:
+                return span.index, data
+        raise StopAsyncIteration
 
-        def grew() -> None:
-            report(len(self.sizes) / len(self.grid.spans))
-            if not self.is_small:  # nobody follows
-                loop.call_soon_threadsafe(self._grown.set)
+    def finish(self) -> UpdateManifest:
+        """All is encoded: write the manifest into the spool, if it is not there.
 
-        try:
-            return await apart(self.grid.bytes, self._encode, grew)
-        finally:
-            self._grown.set()
-
-    async def reached(self, index: int, encoded: asyncio.Task[SpooledUpdate]) -> None:
-        """Return once a chunk is encoded.
-
-        Args:
-            index: its number.
-            encoded: the task in which `run` runs; its error is raised here, too.
+        Raises:
+            OSError: the disk is full.
         """
-        while len(self.sizes) <= index:
-            if encoded.done():
-                encoded.result()
-            self._grown.clear()
-            if len(self.sizes) <= index:
-                await self._grown.wait()
-
-    async def indices(self, encoded: asyncio.Task[SpooledUpdate]) -> AsyncGenerator[int]:
-        """Each chunk's number, as soon as it is encoded."""
-        for index in range(len(self.grid.spans)):
-            await self.reached(index, encoded)
-            yield index
-
-    def _encode(self, grew: Callable[[], None]) -> SpooledUpdate:
-        plan = self._news.plan
-        coded, why = self._coded()
-        framing = Framing(coded.name, coded.params)
-        weight = 0
-        with ExitStack() as files:
-            # In place, and all of it at once: the upload reads what is encoded.
-            chunks = os.open(self._spool.chunks, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            files.callback(os.close, chunks)
-            feedback = self._feedback(framing)
-            encode = files.enter_context(feedback).encode if feedback else framing.encode
-            for span, values in read_vector(self._spool.delta, self.grid):
-                if self._stopped:
-                    raise Stopped("the round is over")
-                data = encode(span, values)
-                start, weight = weight, weight + len(data)
-                if weight > plan.max_update_bytes:
-                    raise PayloadTooLarge(
-                        f"the update weighs more than the plan allows, {plan.limits.mb_per_worker:g} MB",
-                        hint="raise limits.mb_per_worker, or choose a codec that compresses more",
-                    )
-                write_all(chunks, memoryview(data), start)
-                self._digests.append(chunk_digest(data))
-                self.sizes.append(len(data))
-                grew()
-            if feedback:
-                feedback.save(self._spool.lost)
+        if self._trained.manifest is not None:
+            return self._trained.manifest
+        assert self._coding is not None
+        if self._coding.feedback:
+            self._coding.feedback.save(self._spool.lost)
         run, round_, worker, node, attempt = self.seat
         manifest = UpdateManifest(
             run=run,
@@ -144,35 +104,76 @@ class Encoding:
             attempt=attempt,
             plan=self._news.plan_digest,
             base=self._news.base,
-            codec=coded.name,
-            chosen=why,
+            codec=self._coding.codec.name,
+            chosen=self._coding.why,
             num_examples=self._trained.num_examples,
             metrics=self._trained.metrics,
             chunks=self._digests,
-            size_bytes=weight,
+            size_bytes=self._weight,
             table=None if self._news.base else self._trained.table,
         )
-        update = SpooledUpdate(manifest=manifest, sizes=self.sizes, boot=boot_id())
-        self._spool.save(update)
-        return update
+        self._trained = self._trained.model_copy(update={"manifest": manifest})
+        self._spool.save(self._trained)
+        return manifest
 
-    def _coded(self) -> tuple[Named, str | None]:
+    def _encode(self, span: Span) -> bytes:
+        if self._coding is None:
+            self._coding = self._files.enter_context(_Coding(self._news, self._spool, self.grid))
+        data = self._coding.encode(span)
+        digest = chunk_digest(data)
+        if self._trained.manifest is not None:
+            if digest != self._trained.manifest.chunks[span.index]:
+                raise UpdateDamaged(f"chunk {span.index} is not what it was")
+            return data
+        plan = self._news.plan
+        self._digests.append(digest)
+        self._weight += len(data)
+        if self._weight > plan.max_update_bytes:
+            raise PayloadTooLarge(
+                f"the update weighs more than the plan allows, {plan.limits.mb_per_worker:g} MB",
+                hint="raise limits.mb_per_worker, or choose a codec that compresses more",
+            )
+        return data
+
+
+class _Coding:
+    """The files and the codec of an encoding: opened with its first chunk, by the thread that encodes it."""
+
+    def __init__(self, news: Announcement, spool: Spool, grid: Grid) -> None:
+        self._values = scratch_of(grid)
+        with ExitStack() as files:
+            self._delta = files.enter_context(FileIO(spool.delta))
+            self.codec, self.why = self._coded(news, grid)
+            framing = Framing(self.codec.name, self.codec.params)
+            self._encode: Callable[[Span, Vector], bytes] = framing.encode
+            self.feedback: Feedback | None = None
+            # Where the codec is chosen anew each time, one that needs none may follow one that does.
+            if framing.feedback or spool.residual.exists():
+                opened = Feedback(framing, grid, spool.residual, spool.losing)
+                self.feedback = files.enter_context(opened)
+                self._encode = opened.encode
+            self._files = files.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def encode(self, span: Span) -> bytes:
+        """The bytes of one chunk."""
+        values = self._values[: span.count]
+        read_span(self._delta, span, values)
+        return self._encode(span, values)
+
+    def _coded(self, news: Announcement, grid: Grid) -> tuple[Named, str | None]:
         """The codec, and why, where the plan leaves it to us."""
-        planned = up_codec(self._news.plan.codec.up, self._news.base)
+        planned = up_codec(news.plan.codec.up, news.base)
         if planned.name != AUTO:
             return planned, None
-        _, sample = next(read_vector(self._spool.delta, self.grid))
+        first = grid.spans[0]
+        sample = self._values[: first.count]
+        read_span(self._delta, first, sample)
         choice = choose(sample)
-        log.info("codec chosen: %s", choice.why, extra={"run": self._news.run, "round": self._news.round})
+        log.info("codec chosen: %s", choice.why, extra={"run": news.run, "round": news.round})
         return choice.codec, choice.why
-
-    def _feedback(self, framing: Framing) -> Feedback | None:
-        # Where the codec is chosen anew each time, one that needs none may follow one that does.
-        if not framing.feedback and not self._spool.residual.exists():
-            return None
-        return Feedback(framing, self.grid, self._spool.residual, self._spool.losing)
-
-
-def seat_of(manifest: UpdateManifest) -> Seat:
-    """The names of an update's messages."""
-    return manifest.run, manifest.round, manifest.worker, manifest.node, manifest.attempt

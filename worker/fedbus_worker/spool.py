@@ -1,13 +1,14 @@
-"""An encoded update on disk, until its round has ended: a restart resumes at the chunk it had.
+"""An update on disk, until its round has ended: a restart goes on with the attempt that it had.
 
-A folder per run and node holds one round's files: `delta.f32` (what was trained) and `trained` (what
-was said of it, where encoding takes a while), `chunks` (all chunks, back to back), `update` (what the
-manifest will say; written last, so it means "encoded") and `stored` (a byte for each acknowledged
-chunk); where the codec wants error feedback also `lost` (what the encoding lost). The next round writes
-over them, and the folder goes with its run (`run`). The bytes that are sent again are the same bytes.
+A folder per run and node holds one round's files: `delta.f32` (what was trained), `update` (what was said
+of it, and what the manifest will say, once all is encoded) and `stored` (a byte for each acknowledged
+chunk); where the codec wants error feedback also `lost` (what the encoding lost). Chunks are not kept: to
+encode them again gives the same bytes. The next round writes over the files, and the folder goes with its
+run (`run`).
 
-Nothing here is synced to the disk: a kill of the worker loses no write, and what a power
-cut damages is noticed by `intact` and made anew.
+Nothing here is synced to the disk: a kill of the worker loses no write. What a power cut damages is
+noticed by the digests in the manifest, and made anew; without a manifest nobody could tell, and it is
+trained again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from fedbus.codec.chunk import chunk_digest
 from fedbus_schemas.base import Metrics, RoundNumber, Seconds, Token, Wire
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.messages import Announcement
@@ -28,7 +28,7 @@ from fedbus_schemas.update import TensorSpec, UpdateManifest
 from fedbus_worker.record import Record
 
 # Marks of `update`. An update that is offered may have reached the broker.
-_ENCODED, _OFFERED, _SENT = 1, 2, 3
+_KEPT, _OFFERED, _SENT = 1, 2, 3
 
 
 class SpooledRun(Wire):
@@ -38,15 +38,7 @@ class SpooledRun(Wire):
 
 
 class SpooledUpdate(Wire):
-    """What `update` keeps."""
-
-    manifest: UpdateManifest
-    sizes: list[int]
-    boot: str | None
-
-
-class SpooledTraining(Wire):
-    """What `trained` keeps: with `delta.f32` it can be encoded again, as the same bytes."""
+    """What `update` keeps: with `delta.f32` it is encoded again, as the same bytes."""
 
     round: RoundNumber
     attempt: Token
@@ -54,6 +46,7 @@ class SpooledTraining(Wire):
     num_examples: int
     metrics: Metrics
     boot: str | None
+    manifest: UpdateManifest | None = None  # once all is encoded
 
 
 class Spool:
@@ -67,15 +60,12 @@ class Spool:
         run = self._run.read()
         self.run_at = run[0].run_at if run else None
         self._update = Record(folder / "update", SpooledUpdate)
-        self._trained = Record(folder / "trained", SpooledTraining)
-        update, trained = self._update.read(), self._trained.read()
+        update = self._update.read()
         self.update: SpooledUpdate | None = update[0] if update else None
         self._mark = update[1] if update else 0
-        self._training = trained[0] if trained else None
-        at = self.update.manifest if self.update else self._training
-        self.round = at.round if at else None
+        self.round = self.update.round if self.update else None
         self._empty = False
-        if at is None:
+        if self.update is None:
             self._clear()  # what a kill left of an earlier round
 
     @property
@@ -94,11 +84,6 @@ class Spool:
         return self.folder / "delta.f32"
 
     @property
-    def chunks(self) -> Path:
-        """The encoded chunks, back to back; what follows them means nothing."""
-        return self.folder / "chunks"
-
-    @property
     def lost(self) -> Path:
         """What the encoding lost; see `fedbus_worker.feedback`."""
         return self.folder / "lost"
@@ -110,7 +95,7 @@ class Spool:
 
     @property
     def losing(self) -> Path:
-        """The same while it is being encoded."""
+        """The same while it is being encoded; before that, a file of an earlier round to write over."""
         return self.folder / "lost.part"
 
     @property
@@ -137,38 +122,30 @@ class Spool:
         self._mark = mark
 
     def save(self, update: SpooledUpdate) -> None:
-        """Write `update`: all is encoded."""
-        self._empty = False
-        self._update.write(update, _ENCODED)
-        self.update, self._mark, self.round = update, _ENCODED, update.manifest.round
+        """Write `update`: from now on a restart need not train again.
 
-    def save_training(self, trained: SpooledTraining) -> None:
-        """Write `trained`: from now on a restart need not train again."""
-        self._empty = False
-        self._trained.write(trained, _ENCODED)
-        self._training, self.round = trained, trained.round
-
-    def training(self) -> SpooledTraining | None:
-        """What was trained and is not encoded to its end, if `delta` is still what the trainer wrote.
-
-        It is not synced: after a power cut nobody could tell, so it counts until the machine starts again.
+        Raises:
+            OSError: the disk is full.
         """
-        found = self._training
-        if found is None or found.boot is None or found.boot != boot_id():
+        self._empty = False
+        self._update.write(update, _KEPT)
+        self.update, self._mark, self.round = update, _KEPT, update.round
+
+    def trained(self) -> SpooledUpdate | None:
+        """What was trained, if `delta` may still be what the trainer wrote.
+
+        It is not synced. After a power cut only a manifest could tell, by the digests of its chunks.
+        """
+        found = self.update
+        if found is None:
+            return None
+        if found.manifest is None and (found.boot is None or found.boot != boot_id()):
             return None
         size = 4 * sum(tensor.size for tensor in found.table)
         try:
             return found if self.delta.stat().st_size == size else None
         except FileNotFoundError:
             return None
-
-    def intact(self, update: SpooledUpdate) -> bool:
-        """Whether every chunk on disk is the one that the manifest lists."""
-        try:
-            chunks = (self.read(update.sizes, i) for i in range(len(update.sizes)))
-            return [chunk_digest(chunk) for chunk in chunks] == update.manifest.chunks
-        except OSError:
-            return False
 
     def settle(self, counted: bool | None) -> None:
         """The round is over: what its update lost counts if the update did.
@@ -179,6 +156,9 @@ class Spool:
         """
         if (self.offered if counted is None else counted) and self.lost.exists():
             if self.update is not None and self.update.boot == boot_id():
+                # The old file is written over: to write into new ones takes twice the time. A kill between
+                # the two leaves `lost` where it was, and all this is done again.
+                _rename(self.residual, self.losing)
                 self.lost.replace(self.residual)
             else:
                 # A power cut may have left the files of two rounds side by side: then nothing was lost.
@@ -187,7 +167,7 @@ class Spool:
 
     def belong(self, run_at: float) -> None:
         """Note of which run this folder is."""
-        self._run.write(SpooledRun(run_at=run_at), _ENCODED)
+        self._run.write(SpooledRun(run_at=run_at), _KEPT)
         self.run_at = run_at
 
     def begin(self, number: int) -> None:
@@ -200,14 +180,15 @@ class Spool:
         if self._empty:
             return
         self._update.clear()
-        self._trained.clear()
-        self.update, self._mark, self._training = None, 0, None
-        for name in ("stored", "lost", "lost.part"):
-            (self.folder / name).unlink(missing_ok=True)
+        self.update, self._mark = None, 0
+        (self.folder / "stored").unlink(missing_ok=True)
+        _rename(self.lost, self.losing)
         self._empty = True
 
     def stored(self) -> set[int]:
-        """Chunks with an acknowledgement on record."""
+        """Chunks with an acknowledgement on record; after a power cut it might be another round's."""
+        if self.update is not None and self.update.boot != boot_id():
+            return set()
         try:
             record = (self.folder / "stored").read_bytes()
         except FileNotFoundError:
@@ -222,11 +203,6 @@ class Spool:
                 os.pwrite(descriptor, b"\x01", index)
             finally:
                 os.close(descriptor)
-
-    def read(self, sizes: list[int], index: int) -> bytes:
-        """One chunk, by the sizes of those before it and its own."""
-        with self.chunks.open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), sizes[index], sum(sizes[:index]))
 
     def remove(self) -> None:
         """Delete everything."""
@@ -286,6 +262,11 @@ def boot_id() -> str | None:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return None
+
+
+def _rename(path: Path, to: Path) -> None:
+    with suppress(FileNotFoundError):
+        path.replace(to)
 
 
 def _is_seat(name: str) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 from fedbus.base.clock import random_token
@@ -12,6 +11,7 @@ from fedbus.bus import Bus
 from fedbus.bus.modelcache import ModelCache
 from fedbus.bus.models import pack_with_body
 from fedbus.bus.store import Publisher
+from fedbus.codec.grid import Grid
 from fedbus.runtime.child import Trainer
 from fedbus.tasks.task import Trained
 from fedbus.telemetry.spans import OpenSpan, note, step
@@ -21,9 +21,9 @@ from fedbus_schemas.messages import Phase
 from fedbus_schemas.update import EvaluationReport, TensorSpec, UpdateManifest
 
 from fedbus_worker.assignments import Assignment
-from fedbus_worker.encoding import Encoding, Seat, seat_of
+from fedbus_worker.encoding import Encoding, UpdateDamaged
 from fedbus_worker.scoring import Scoring
-from fedbus_worker.spool import Spool, SpooledTraining, SpooledUpdate, Spools, boot_id
+from fedbus_worker.spool import Spool, SpooledUpdate, Spools, boot_id
 
 Report = Callable[[Phase, float], None]
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Work:
     def has_attempt(self, ref: RoundRef, attempt: str | None) -> bool:
         """Whether an attempt at a round is the one that is spooled here."""
         updates = [spool.update for spool in self._spools.of(ref)]
-        return any(update is not None and update.manifest.attempt == attempt for update in updates)
+        return any(update is not None and update.attempt == attempt for update in updates)
 
     def settle(self, ref: RoundRef, counted: bool | None) -> None:
         """A round is over: keep what its update lost if it counted; forget the rest."""
@@ -90,7 +90,7 @@ class Work:
             if over(run):
                 await self._spools.forget(run)
 
-    async def perform(self, assignment: Assignment, report: Report) -> SpooledUpdate:
+    async def perform(self, assignment: Assignment, report: Report) -> UpdateManifest:
         """Do what is left of an assignment.
 
         Raises:
@@ -98,40 +98,28 @@ class Work:
             BusError: the broker refuses what we send.
         """
         spool = self._spools.open(assignment.announcement, assignment.member.node)
-        update = spool.update
-        if update is not None and not await asyncio.to_thread(spool.intact, update):
-            log.warning("the spooled update is damaged, and made anew", extra={"run": assignment.ref.run})
-            update = None
-        if update is None:
-            trained = spool.training()
-            if trained is None:
-                spool.begin(assignment.ref.number)
-                if self.is_score_wanted(assignment):
-                    with step("evaluate"):
-                        await self.score(assignment, report)
-                trained = await self._train(assignment, spool, report)
-            encoding = Encoding(assignment, spool, trained)
-            if encoding.is_small:
-                update = await self._encode(encoding, report)
-                await self._upload_all(spool, update, report)
-            else:
-                spool.save_training(trained)
-                update = await self._encode_and_upload(spool, encoding, report)
-        else:
-            await self._upload_all(spool, update, report)
-        manifest = update.manifest
-        note(attempt=manifest.attempt, bytes=manifest.size_bytes, examples=manifest.num_examples)
-        spool.mark_sent()
-        return update
+        trained = spool.trained()
+        if trained is not None:
+            try:
+                return await self._send(assignment, spool, trained, report)
+            except UpdateDamaged as error:
+                about = {"run": assignment.ref.run, "round": assignment.ref.number}
+                log.warning("the spooled update is damaged, and made anew: %s", error, extra=about)
+        spool.begin(assignment.ref.number)
+        if self.is_score_wanted(assignment):
+            with step("evaluate"):
+                await self.score(assignment, report)
+        trained = await self._train(assignment, spool, report)
+        return await self._send(assignment, spool, trained, report)
 
-    async def _train(self, assignment: Assignment, spool: Spool, report: Report) -> SpooledTraining:
+    async def _train(self, assignment: Assignment, spool: Spool, report: Report) -> SpooledUpdate:
         plan, base = assignment.announcement.plan, assignment.announcement.base
         if base is None:
             report("train", 0.0)
             # The plan's own seed: every member makes the same first model.
             with step("train"):
                 table = await self._trainer.init(plan.task, plan.train, plan.seed, spool.delta)
-            return _trained(0, table, Trained(num_examples=1))
+            return _trained(spool, 0, table, Trained(num_examples=1))
         report("download", 0.0)
         with step("download") as span:
 
@@ -154,67 +142,37 @@ class Work:
                 lambda fraction: report("train", fraction),
             )
             span.attributes["examples"] = trained.num_examples
-        return _trained(assignment.ref.number, model.table, trained)
+        return _trained(spool, assignment.ref.number, model.table, trained)
 
-    async def _encode(self, encoding: Encoding, report: Report) -> SpooledUpdate:
-        report("encode", 0.0)
-        with step("encode") as span:
-            update = await encoding.run(lambda fraction: report("encode", fraction))
-            span.attributes["bytes"] = update.manifest.size_bytes
-        return update
-
-    async def _encode_and_upload(self, spool: Spool, encoding: Encoding, report: Report) -> SpooledUpdate:
-        """Encode, and upload meanwhile what is encoded."""
-
-        async def encode() -> SpooledUpdate:
-            update = await self._encode(encoding, report)
-            report("upload", len(spool.stored()) / len(update.sizes))
-            return update
-
-        def uploaded(phase: Phase, fraction: float) -> None:
-            if encoded.done():  # until then it is told how far the encoding is
-                report(phase, fraction)
-
-        encoded = asyncio.create_task(encode())
-        try:
-            await encoding.reached(0, encoded)
-            with step("upload", attempt=encoding.attempt) as span:
-                ready = encoding.indices(encoded)
-                await self._send_chunks(spool, encoding.seat, encoding.sizes, ready, span, uploaded)
-                update = await asyncio.shield(encoded)
-                span.attributes["bytes"] = update.manifest.size_bytes
-                await self._send_manifest(spool, update.manifest, report)
-        except asyncio.CancelledError:
-            encoding.stop()
-            raise
-        finally:
-            # Also where the broker is away: what is encoded need not be trained again.
-            await asyncio.gather(encoded, return_exceptions=True)
-        return encoded.result()
-
-    async def _upload_all(self, spool: Spool, update: SpooledUpdate, report: Report) -> None:
-        """Upload what is missing of an encoded update."""
-        manifest, sizes = update.manifest, update.sizes
-        with step("upload", attempt=manifest.attempt, bytes=manifest.size_bytes) as span:
-            report("upload", 0.0)
-            packed = None
-            if len(sizes) == 1:
-                packed = pack_with_body(manifest, spool.read(sizes, 0), self._bus.max_message)
-            if packed is None:
-                missing = sorted(set(range(len(sizes))) - spool.stored())
-                await self._send_chunks(spool, seat_of(manifest), sizes, _each(missing), span, report)
-            await self._send_manifest(spool, manifest, report, packed)
+    async def _send(
+        self, assignment: Assignment, spool: Spool, trained: SpooledUpdate, report: Report
+    ) -> UpdateManifest:
+        """Encode, and upload meanwhile what is encoded; then the manifest."""
+        with Encoding(assignment, spool, trained) as encoding:
+            with step("encode"):  # the others are encoded while those before them are under way
+                report("encode", 0.0)
+                first = await anext(encoding, None)
+            with step("upload", attempt=trained.attempt) as span:
+                report("upload", 0.0)
+                packed = None
+                if first is not None and len(encoding.grid.spans) == 1:
+                    packed = pack_with_body(encoding.finish(), first[1], self._bus.max_message)
+                if first is not None and packed is None:
+                    await self._send_chunks(spool, encoding, first, span, report)
+                manifest = encoding.finish()
+                span.attributes["bytes"] = manifest.size_bytes
+                spool.offer()
+                subject = subjects.update(*encoding.seat, "manifest")
+                await Publisher(self._bus).put(subject, packed or manifest.pack())
+                report("upload", 1.0)
+        note(attempt=manifest.attempt, bytes=manifest.size_bytes, examples=manifest.num_examples)
+        spool.mark_sent()
+        return manifest
 
     async def _send_chunks(
-        self,
-        spool: Spool,
-        seat: Seat,
-        sizes: list[int],
-        indices: AsyncIterable[int],
-        span: OpenSpan,
-        report: Report,
+        self, spool: Spool, encoding: Encoding, first: tuple[int, bytes], span: OpenSpan, report: Report
     ) -> None:
-        done = 0
+        count, done = len(encoding.grid.spans), len(encoding.stored)
 
         def stored(subject: str, size: int) -> None:
             nonlocal done
@@ -222,25 +180,19 @@ class Work:
             spool.note_stored(index)
             span.event("chunk", chunk=index, bytes=size)
             done += 1
-            report("upload", done / len(sizes))
+            report("upload", done / count)
 
         async def chunks() -> AsyncGenerator[tuple[str, bytes]]:
-            async for index in indices:
-                yield subjects.update(*seat, index), await asyncio.to_thread(spool.read, sizes, index)
+            yield subjects.update(*encoding.seat, first[0]), first[1]
+            async for index, data in encoding:
+                yield subjects.update(*encoding.seat, index), data
 
         await Publisher(self._bus).put_all(chunks(), stored)
 
-    async def _send_manifest(
-        self, spool: Spool, manifest: UpdateManifest, report: Report, packed: bytes | None = None
-    ) -> None:
-        spool.offer()
-        subject = subjects.update(*seat_of(manifest), "manifest")
-        await Publisher(self._bus).put(subject, packed or manifest.pack())
-        report("upload", 1.0)
 
-
-def _trained(number: int, table: list[TensorSpec], trained: Trained) -> SpooledTraining:
-    return SpooledTraining(
+def _trained(spool: Spool, number: int, table: list[TensorSpec], trained: Trained) -> SpooledUpdate:
+    """What is known of an attempt, which goes on under its name after a restart."""
+    update = SpooledUpdate(
         round=number,
         attempt=random_token(),
         table=table,
@@ -248,8 +200,6 @@ def _trained(number: int, table: list[TensorSpec], trained: Trained) -> SpooledT
         metrics=dict(trained.metrics),
         boot=boot_id(),
     )
-
-
-async def _each(indices: Sequence[int]) -> AsyncGenerator[int]:
-    for index in indices:
-        yield index
+    if len(Grid.of(table).spans) > 1:  # or else it is soon written with the manifest
+        spool.save(update)
+    return update

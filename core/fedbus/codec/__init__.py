@@ -6,7 +6,7 @@ run through the laws of tests/unit/codec.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +38,11 @@ class Codec(Protocol):
         """Whether the error has the mean zero, so that it averages out over many updates."""
         ...
 
-    def encode(self, x: Vector) -> tuple[bytes, bool]:
-        """Encode a contiguous float32 vector; the flag says whether codes went through blosc2."""
+    def encode(self, x: Vector) -> tuple[bytes | memoryview, bool]:
+        """Encode a contiguous float32 vector; the flag says whether codes went through blosc2.
+
+        What it gives may be a view of `x`, and is used before `x` changes.
+        """
         ...
 
     def decode(self, body: memoryview, blosc: bool, out: Vector) -> None:
@@ -52,6 +55,15 @@ class Codec(Protocol):
 
     def bound(self, x: Vector) -> NDArray[np.float64]:
         """Largest absolute error of each element after a round trip of finite `x`; the laws check it."""
+        ...
+
+
+@runtime_checkable
+class Subtracting(Protocol):
+    """A codec that knows what it loses while it encodes: error feedback need not decode for it."""
+
+    def encode_and_subtract(self, x: Vector) -> tuple[bytes, bool]:
+        """What `encode` gives; `x` is left with what `decode` will lack, or zeros where it will refuse."""
         ...
 
 

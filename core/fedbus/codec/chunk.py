@@ -57,7 +57,18 @@ def encode_chunk(span: Span, x: Vector, name: str, codec: Codec) -> bytes:
     """
     if len(x) != span.count:
         raise ValueError(f"{len(x)} elements for a span of {span.count}")
-    body, blosc = codec.encode(x)
+    return join_chunk(span, name, *codec.encode(x))
+
+
+def join_chunk(span: Span, name: str, body: bytes | memoryview, blosc: bool) -> bytes:
+    """One chunk of what its codec made.
+
+    Args:
+        span: the chunk's place.
+        name: the codec's.
+        body: of its `encode`.
+        blosc: the flag that came with it.
+    """
     header = ChunkHeader(codec=name, offset=span.offset, count=span.count, blosc=blosc)
     packed: bytes = msgpack.packb(header.model_dump())
     return b"".join((_LENGTH.pack(len(packed)), packed, body))

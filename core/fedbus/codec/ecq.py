@@ -52,10 +52,19 @@ class ECQ:
 
     def encode(self, x: Vector) -> tuple[bytes, bool]:
         """Quantise to nearest; a chunk that holds NaN or an infinity gets a step that `decode` refuses."""
+        return self._encode(x, subtract=False)
+
+    def encode_and_subtract(self, x: Vector) -> tuple[bytes, bool]:
+        """The same; `x` is left with what `decode` will lack: nothing where `decode` refuses it."""
+        return self._encode(x, subtract=True)
+
+    def _encode(self, x: Vector, subtract: bool) -> tuple[bytes, bool]:
         step = np.float32(self._step_of(x))
         codes = np.zeros(len(x), _CODE)
         if 0 < step < np.inf:
-            _quantise(x, step, codes)
+            _quantise(x, step, codes, subtract)
+        elif subtract and step != 0:
+            x[:] = 0
         packed, blosc = pack(codes, "bits")
         return _STEP.pack(step) + packed, blosc
 
@@ -96,7 +105,7 @@ class ECQ:
         return max(min(self._step * rms(x, largest), largest), largest / _MOST)
 
 
-def _quantise(x: Vector, step: np.float32, codes: NDArray[np.int8]) -> None:
+def _quantise(x: Vector, step: np.float32, codes: NDArray[np.int8], subtract: bool) -> None:
     scratch = np.empty(min(len(x), _TILE), np.float32)
     inverse = np.float32(1) / step
     for start in range(0, len(x), _TILE):
@@ -105,3 +114,6 @@ def _quantise(x: Vector, step: np.float32, codes: NDArray[np.int8]) -> None:
         np.multiply(values, inverse, out=work)
         np.rint(work, out=work)
         np.copyto(codes[start : start + _TILE], work, casting="unsafe")
+        if subtract:
+            work *= step  # as `decode` does it: the same bits
+            values -= work

@@ -10,8 +10,8 @@ from fedbus_schemas.plan import Named
 from fedbus_schemas.update import UpdateManifest
 
 from fedbus.base.errors import ChunkRefused
-from fedbus.codec import Vector, codec
-from fedbus.codec.chunk import chunk_digest, codec_for, decode_chunk, encode_chunk
+from fedbus.codec import Subtracting, Vector, codec
+from fedbus.codec.chunk import chunk_digest, codec_for, decode_chunk, encode_chunk, join_chunk
 from fedbus.codec.grid import Span
 
 
@@ -49,6 +49,9 @@ class Framing:
             x: its values. Of values that are not finite nothing is left: the receiver refuses them.
             scratch: at least as long.
         """
+        made = self._codecs[codec_for(span, self.name)]
+        if isinstance(made, Subtracting):
+            return join_chunk(span, self.name, *made.encode_and_subtract(x))
         data = self.encode(span, x)
         got = scratch[: len(x)]
         try:

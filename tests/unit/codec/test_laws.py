@@ -12,6 +12,7 @@ import pytest
 from fedbus.base.errors import ChunkRefused
 from fedbus.codec import Codec, Vector, codec
 from fedbus.codec.chunk import ALLOWANCE_BYTES, MAX_HEADER_BYTES, chunk_digest, decode_chunk, encode_chunk
+from fedbus.codec.framing import Framing
 from fedbus.codec.grid import CHUNK_ELEMENTS, Span
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -154,6 +155,24 @@ def test_a_head_that_lies_takes_no_more_memory_than_an_honest_one(case: str, cou
                 assert tracemalloc.get_traced_memory()[1] < 32 * count + 65_536, (place, word)
     finally:
         tracemalloc.stop()
+
+
+@EVERY
+@LAWS
+@given(x=vectors, value=st.sampled_from([None, None, np.nan, np.inf]))
+def test_what_is_left_of_the_values_is_what_the_receiver_lacks(
+    case: str, x: Vector, value: float | None
+) -> None:
+    if value is not None:
+        x[0] = value
+    framing, span, got = Framing(*CASES[case]), Span(0, "lossy", 0, len(x)), np.empty_like(x)
+    data, left = framing.encode(span, x), x.copy()
+    assert framing.encode_and_subtract(span, left, got) == data
+    if value is not None:
+        assert not left.any()
+        return
+    framing.decode(data, chunk_digest(data), span, got)
+    np.testing.assert_array_equal(left, x - got)
 
 
 @EVERY

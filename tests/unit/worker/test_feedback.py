@@ -15,11 +15,11 @@ from fedbus.codec.framing import Framing
 from fedbus.codec.grid import CHUNK_ELEMENTS, Grid
 from fedbus_schemas.log import Member
 from fedbus_schemas.messages import Announcement
-from fedbus_schemas.update import TensorSpec
+from fedbus_schemas.update import TensorSpec, UpdateManifest
 from fedbus_worker import spool as spools
 from fedbus_worker.assignments import Assignment
-from fedbus_worker.encoding import Encoding, Stopped
-from fedbus_worker.spool import Spool, SpooledTraining, Spools
+from fedbus_worker.encoding import Encoding, UpdateDamaged
+from fedbus_worker.spool import Spool, SpooledUpdate, Spools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.rounds import NOW, digest, plan
@@ -39,6 +39,7 @@ class Host:
     def __init__(self, folder: Path, codec: Any = None) -> None:
         self.folder = folder
         self.plan = plan(codec={"up": codec or CODEC})
+        self.sent: dict[int, bytes] = {}
 
     def news(self, number: int, base: str | None = "base") -> Announcement:
         return Announcement(
@@ -51,30 +52,55 @@ class Host:
         """As a process finds it that starts now."""
         return Spools(self.folder / "spool").open(self.news(number), "0")
 
-    async def encode(self, number: int, delta: Vector, *, base: str | None = "base") -> Encoding:
-        """Encode a round's difference as the worker does; an error leaves what a kill would leave."""
-        encoding = self.encoding(number, delta, base=base)
-        await encoding.run(lambda _: None)
-        return encoding
+    async def encode(self, number: int, delta: Vector, *, base: str | None = "base") -> UpdateManifest:
+        """Encode a round's difference as the worker does."""
+        self.train(number, delta)
+        self.sent = await self.encode_again(number, base=base)
+        spool = self.spool(number)
+        assert spool.update
+        assert spool.update.manifest
+        return spool.update.manifest
 
-    def encoding(self, number: int, delta: Vector, *, base: str | None = "base") -> Encoding:
-        """What encodes a round's difference."""
-        assignment, spool = Assignment(self.news(number, base), Member(worker="w1")), self.spool(number)
+    def train(self, number: int, delta: Vector) -> None:
+        """Leave a difference and what was said of it."""
+        spool = self.spool(number)
+        spool.begin(number)
         delta.tofile(spool.delta)
-        trained = SpooledTraining(
-            round=number, attempt="a", table=TABLE, num_examples=1, metrics={}, boot=None
+        spool.save(
+            SpooledUpdate(
+                round=number, attempt="a", table=TABLE, num_examples=1, metrics={}, boot=spools.boot_id()
+            )
         )
-        return Encoding(assignment, spool, trained)
+
+    async def encode_again(
+        self, number: int, *, base: str | None = "base", most: int | None = None
+    ) -> dict[int, bytes]:
+        """Encode what a process that starts now has to; after `most` chunks it is killed."""
+        sent = dict[int, bytes]()
+        with Encoding(*self.seat(number, base)) as encoding:
+            async for index, data in encoding:
+                sent[index] = data
+                if len(sent) == most:
+                    return sent
+            encoding.finish()
+        return sent
+
+    def seat(self, number: int, base: str | None = "base") -> tuple[Assignment, Spool, SpooledUpdate]:
+        """What an encoding takes."""
+        spool = self.spool(number)
+        trained = spool.trained()
+        assert trained
+        return Assignment(self.news(number, base), Member(worker="w1")), spool, trained
 
     def decoded(self, number: int) -> Vector:
-        """What the receiver gets."""
+        """What the receiver gets of what this process encoded."""
         spool, out = self.spool(number), np.empty(SIZE, np.float32)
         assert spool.update
         manifest = spool.update.manifest
+        assert manifest
         framing = Framing(manifest.codec)
         for span, named in zip(Grid.of(TABLE).spans, manifest.chunks, strict=True):
-            data = spool.read(spool.update.sizes, span.index)
-            framing.decode(data, named, span, out[span.offset : span.end])
+            framing.decode(self.sent[span.index], named, span, out[span.offset : span.end])
         return out
 
     def settle(self, number: int, counted: bool | None) -> None:
@@ -118,15 +144,50 @@ async def test_what_was_broken_off_is_encoded_again_as_the_same_bytes(tmp_path: 
         await host.encode(1, _delta(1))
         host.settle(1, counted=True)
     whole, broken = hosts
-    await whole.encode(2, _delta(2))
-    first = broken.encoding(2, _delta(2))
-    with pytest.raises(Stopped):
-        await first.run(lambda _: first.stop())
-    assert first.sizes
-    np.testing.assert_array_equal(np.fromfile(broken.spool(2).delta, np.float32), _delta(2))
-    await broken.encode(2, np.fromfile(broken.spool(2).delta, np.float32))
-    assert broken.spool(2).chunks.read_bytes() == whole.spool(2).chunks.read_bytes()
+    manifest = await whole.encode(2, _delta(2))
+    broken.train(2, _delta(2))
+    first = await broken.encode_again(2, most=1)
+    assert not broken.spool(2).lost.exists()
+    broken.spool(2).note_stored(0)
+    rest = await broken.encode_again(2)
+    assert (list(first), list(rest)) == ([0], [1, 2]), "nothing acknowledged is sent again"
+    assert first | rest == whole.sent
+    update = broken.spool(2).update
+    assert update
+    assert update.manifest == manifest
     assert broken.spool(2).lost.read_bytes() == whole.spool(2).lost.read_bytes()
+
+
+async def test_with_a_manifest_only_what_is_missing_is_encoded(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    await host.encode(1, _delta(1))
+    host.settle(1, counted=True)
+    await host.encode(2, _delta(2))
+    lost = host.spool(2).lost.read_bytes()
+    for stored in ([], [2, 0], [1]):
+        for index in stored:
+            host.spool(2).note_stored(index)
+        missing = {index: data for index, data in host.sent.items() if index not in host.spool(2).stored()}
+        assert await host.encode_again(2) == missing
+        assert host.spool(2).lost.read_bytes() == lost
+    assert not missing
+
+
+@pytest.mark.parametrize("file", ["delta.f32", "residual"])
+async def test_damage_that_changes_a_chunk_is_noticed_before_it_is_sent(tmp_path: Path, file: str) -> None:
+    """Nothing is synced: a power cut may leave `update` beside values that never got to the disk."""
+    host = Host(tmp_path)
+    await host.encode(1, _delta(1))
+    host.settle(1, counted=True)
+    await host.encode(2, _delta(2))
+    path = host.spool(2).folder / file
+    with path.open("r+b") as values:
+        values.seek(4 * CHUNK_ELEMENTS)
+        values.write(bytes(2000))
+    encoded = Encoding(*host.seat(2))
+    with encoded, pytest.raises(UpdateDamaged, match="chunk 1"):
+        assert [index async for index, _ in encoded]
+    assert host.spool(2).update, "who trains again forgets it"
 
 
 async def test_an_update_that_did_not_count_changes_nothing(tmp_path: Path) -> None:
@@ -155,7 +216,7 @@ async def test_of_an_unknown_end_what_was_offered_counts(tmp_path: Path, offered
 
 # Where the worker is killed, what became of the update, and how often it was killed before that.
 steps = st.tuples(
-    st.sampled_from(["encoded", "offered", "settled"]),
+    st.sampled_from(["encoded", "offered", "settling", "settled"]),
     st.sampled_from([True, False, None]),
     st.integers(0, 2),
 )
@@ -173,19 +234,22 @@ async def _with_kills(folder: Path, rounds: list[tuple[str, bool | None, int]]) 
     """A new process for each step: all that there is, is on disk."""
     true, sent = np.zeros(LOSSY), np.zeros(LOSSY)
     for number, (killed, counted, before) in enumerate(rounds, 1):
-        for _ in range(before):  # after chunks were encoded, before `update`
-            await Host(folder).encode(number, _delta(number + 100))
+        for most in range(before):  # after a difference was encoded, or half of it, and before `update`
+            Host(folder).train(number, _delta(number + 100))
+            await Host(folder).encode_again(number, most=most or None)
             (Host(folder).spool(number).folder / "update").unlink()
-        delta = _delta(number)
-        await Host(folder).encode(number, delta)
+        delta, host = _delta(number), Host(folder)
+        await host.encode(number, delta)
         if killed != "encoded":
             Host(folder).spool(number).offer()
-        got = Host(folder).decoded(number)[:LOSSY]
+        got = host.decoded(number)[:LOSSY]
         if counted or (counted is None and killed != "encoded"):
             true += delta[:LOSSY]
             sent += got
-        if killed == "settled" and counted is not False:  # after the rename, before the rest
-            spool = Host(folder).spool(number)
+        spool = Host(folder).spool(number)
+        if killed == "settling" and counted is not False and spool.residual.exists():
+            spool.residual.replace(spool.losing)
+        if killed == "settled" and counted is not False:  # after the renames, before the rest
             spool.lost.replace(spool.residual)
         Host(folder).settle(number, counted)
         np.testing.assert_allclose(sent + Host(folder).residual, true, atol=1e-4)
@@ -225,11 +289,9 @@ async def test_without_feedback_nothing_is_kept(tmp_path: Path, codec: Any) -> N
 async def test_a_codec_without_feedback_sends_what_is_left_of_another(tmp_path: Path) -> None:
     host = Host(tmp_path, "auto")
     delta = _delta(1)
-    await host.encode(1, delta)
-    update = host.spool(1).update
-    assert update is not None
-    assert update.manifest.codec == "ecq"
-    assert (update.manifest.chosen or "").startswith("ecq, step 2: ")
+    manifest = await host.encode(1, delta)
+    assert manifest.codec == "ecq"
+    assert (manifest.chosen or "").startswith("ecq, step 2: ")
     first = host.decoded(1)
     host.settle(1, counted=True)
     host.plan = plan(codec={"up": "int8"})

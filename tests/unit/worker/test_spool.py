@@ -1,38 +1,42 @@
-"""An encoded update on disk: a worker killed anywhere sends the same bytes, and only those still missing."""
+"""An update on disk: a worker killed anywhere goes on with the attempt that it had."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from fedbus.codec.chunk import chunk_digest
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.messages import Announcement
 from fedbus_schemas.update import TensorSpec, UpdateManifest
 from fedbus_worker import spool as spools
 from fedbus_worker.record import Record
-from fedbus_worker.spool import Spool, SpooledTraining, SpooledUpdate, Spools, boot_id
+from fedbus_worker.spool import Spool, SpooledRun, SpooledUpdate, Spools, boot_id
 from hypothesis import given
 from hypothesis import strategies as st
 from support.rounds import NOW, digest, plan
 
-CHUNKS = [b"first", b"the second", b"3"]
+TABLE = [TensorSpec(name="w", shape=(3,), dtype="float32")]
 
 
-def _spooled(folder: Path, chunks: list[bytes] | None = None) -> tuple[Spool, SpooledUpdate]:
+def _spooled(folder: Path, chunks: int = 3) -> tuple[Spool, SpooledUpdate]:
     """As the worker leaves it when encoding is done."""
-    chunks = CHUNKS if chunks is None else chunks
     spool = Spool(folder / "run-1.0")
     spool.belong(NOW)
-    spool.chunks.write_bytes(b"".join(chunks))
+    spool.delta.write_bytes(bytes(12))
     manifest = UpdateManifest(
         run="run-1", round=3, worker="w1", attempt="0123abcd", plan=digest("plan"), base=digest("base"),
-        codec="int8", num_examples=7, metrics={"loss": 0.1}, chunks=[chunk_digest(c) for c in chunks],
-        size_bytes=sum(map(len, chunks)),
+        codec="int8", num_examples=7, metrics={"loss": 0.1}, chunks=[digest(str(i)) for i in range(chunks)],
+        size_bytes=chunks,
     )  # fmt: skip
-    update = SpooledUpdate(manifest=manifest, sizes=[len(chunk) for chunk in chunks], boot=boot_id())
+    update = _trained(3).model_copy(update={"manifest": manifest})
     spool.save(update)
     return spool, update
+
+
+def _trained(number: int) -> SpooledUpdate:
+    return SpooledUpdate(
+        round=number, attempt="0123abcd", table=TABLE, num_examples=7, metrics={"loss": 0.1}, boot=boot_id()
+    )
 
 
 def _news(number: int, run: str = "run-1", run_at: float = NOW) -> Announcement:
@@ -42,28 +46,23 @@ def _news(number: int, run: str = "run-1", run_at: float = NOW) -> Announcement:
     )  # fmt: skip
 
 
-def _read(spool: Spool, update: SpooledUpdate, indices: list[int]) -> dict[int, bytes]:
-    return {index: spool.read(update.sizes, index) for index in indices}
-
-
 def _unsent(spool: Spool) -> list[int]:
     assert spool.update is not None
-    return sorted(set(range(len(spool.update.sizes))) - spool.stored())
+    assert spool.update.manifest is not None
+    return sorted(set(range(len(spool.update.manifest.chunks))) - spool.stored())
 
 
-def test_before_encoding_is_done_there_is_nothing(tmp_path: Path) -> None:
+def test_before_training_is_done_there_is_nothing(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "a")
     assert spool.update is None
-    spool.chunks.write_bytes(b"half an upd")
     spool.delta.write_bytes(b"\0\0\0\0")
-    assert Spool(tmp_path / "a").update is None
+    assert Spool(tmp_path / "a").trained() is None
 
 
 def test_a_restart_finds_the_same_update(tmp_path: Path) -> None:
     spool, update = _spooled(tmp_path)
     again = Spool(spool.folder)
-    assert again.update == update
-    assert again.update.manifest.pack() == update.manifest.pack()
+    assert (again.update, again.trained()) == (update, update)
     assert not again.sent
     spool.mark_sent()
     assert spool.sent
@@ -79,27 +78,30 @@ def test_another_attempt_begins_with_nothing(tmp_path: Path) -> None:
         assert (each.update, each.sent, each.stored()) == (None, False, set())
 
 
-def test_what_was_trained_need_not_be_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spool = Spool(tmp_path / "run.0")
-    table = [TensorSpec(name="w", shape=(3,), dtype="float32")]
-    trained = SpooledTraining(
-        round=1, attempt="a1", table=table, num_examples=2, metrics={"loss": 0.5}, boot=boot_id()
-    )
-    spool.save_training(trained)
-    assert spool.training() is None, "there is no difference yet"
-    spool.delta.write_bytes(bytes(12))
+@pytest.mark.parametrize("encoded", [False, True])
+def test_what_was_trained_need_not_be_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoded: bool
+) -> None:
+    spool, update = _spooled(tmp_path)
+    if not encoded:
+        update = _trained(3)
+        spool.save(update)
+    spool.note_stored(1)
     again = Spool(spool.folder)
-    assert (again.training(), again.ref) == (trained, RoundRef("run", 1))
-    spool.delta.write_bytes(bytes(8))
-    assert spool.training() is None, "it is cut off"
-    spool.delta.write_bytes(bytes(12))
+    assert (again.trained(), again.stored(), again.ref) == (update, {1}, RoundRef("run-1", 3))
     monkeypatch.setattr(spools, "boot_id", lambda: "the machine was started again")
-    assert spool.training() is None, "a power cut may have damaged it"
+    assert again.trained() == (update if encoded else None), "only the manifest could tell what is damaged"
+    assert again.stored() == set(), "it may be the record of another round"
     monkeypatch.undo()
-    assert spool.training() == trained
-    spool.begin(2)
-    for each in (spool, Spool(spool.folder)):
-        assert each.training() is None
+    spool.delta.write_bytes(bytes(8))
+    assert again.trained() is None, "it is cut off"
+    spool.delta.unlink()
+    assert again.trained() is None
+    spool.delta.write_bytes(bytes(12))
+    assert again.trained() == update
+    again.begin(4)
+    for each in (again, Spool(spool.folder)):
+        assert each.trained() is None
 
 
 async def test_the_index_follows_what_is_opened_and_forgotten(tmp_path: Path) -> None:
@@ -126,9 +128,12 @@ async def test_the_index_follows_what_is_opened_and_forgotten(tmp_path: Path) ->
 def test_the_next_round_uses_the_files_again_and_finds_nothing_in_them(tmp_path: Path, again: bool) -> None:
     """To make and delete files costs more than all else in a small round."""
     spool, _ = _spooled(tmp_path)
-    spool.delta.write_bytes(b"x" * 12)
     spool.note_stored(1)
-    before = {path: path.stat().st_ino for path in (spool.delta, spool.chunks, spool.folder / "update")}
+    spool.residual.write_bytes(b"old")
+    spool.lost.write_bytes(b"new")
+    files = {spool.lost: spool.residual, spool.residual: spool.losing}
+    files |= {path: path for path in (spool.delta, spool.folder / "update")}
+    before = {to: path.stat().st_ino for path, to in files.items()}
     spools = Spools(tmp_path)
     (settled,) = spools.of(RoundRef("run-1", 3))
     settled.settle(True)
@@ -137,7 +142,7 @@ def test_the_next_round_uses_the_files_again_and_finds_nothing_in_them(tmp_path:
         spools = Spools(tmp_path)
         assert spools.refs() == set()
     fourth = spools.open(_news(4), "0")
-    assert (fourth.update, fourth.training(), fourth.stored(), fourth.sent) == (None, None, set(), False)
+    assert (fourth.update, fourth.trained(), fourth.stored(), fourth.sent) == (None, None, set(), False)
     assert {path: path.stat().st_ino for path in before} == before
 
 
@@ -166,17 +171,13 @@ def test_what_a_kill_left_of_a_round_is_nothing_of_the_next(tmp_path: Path) -> N
     assert (found.ref, found.stored(), found.lost.exists()) == (None, set(), False)
 
 
-async def test_a_resume_reads_the_same_bytes_and_only_those_without_an_acknowledgement(
-    tmp_path: Path,
-) -> None:
-    spool, update = _spooled(tmp_path)
+def test_what_is_acknowledged_is_known_after_a_restart(tmp_path: Path) -> None:
+    spool, _ = _spooled(tmp_path)
     assert _unsent(spool) == [0, 1, 2]
-    assert _read(spool, update, [0, 1, 2]) == dict(enumerate(CHUNKS))
     spool.note_stored(2)
     spool.note_stored(0)
     again = Spool(spool.folder)
     assert _unsent(again) == [1]
-    assert _read(again, update, _unsent(again)) == {1: CHUNKS[1]}
     again.note_stored(1)
     again.note_stored(1)
     assert _unsent(Spool(spool.folder)) == []
@@ -186,7 +187,7 @@ async def test_a_resume_reads_the_same_bytes_and_only_those_without_an_acknowled
 def test_acknowledgements_may_come_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, order: list[int]
 ) -> None:
-    spool, _ = _spooled(tmp_path_factory.mktemp("spool"), [bytes([i]) * (i + 1) for i in range(20)])
+    spool, _ = _spooled(tmp_path_factory.mktemp("spool"), 20)
     for index in order:
         spool.note_stored(index)
     assert _unsent(Spool(spool.folder)) == [i for i in range(20) if i not in set(order)]
@@ -200,7 +201,7 @@ def test_a_lost_or_torn_record_of_acknowledgements_costs_a_repeat(tmp_path: Path
 
 
 def test_a_record_that_cannot_be_written_costs_a_repeat(tmp_path: Path) -> None:
-    """A disk may be full once the chunks are on it: an update that can be sent is sent."""
+    """A disk may be full by now: an update that can be sent is sent."""
     spool, update = _spooled(tmp_path)
     (spool.folder / "stored").symlink_to(tmp_path / "missing" / "stored")
     spool.note_stored(1)
@@ -230,24 +231,21 @@ def test_a_damaged_update_is_no_update(tmp_path: Path, at: int) -> None:
     assert Spool(spool.folder).update is None
 
 
-@pytest.mark.parametrize("data", [b"\0" * 100, b"null", b"{}", b'{"sizes":[]}', b"\xff\xfe"])
+@pytest.mark.parametrize("data", [b"\0" * 100, b"null", b"{}", b'{"table":[]}', b"\xff\xfe"])
 def test_what_is_no_update_is_ignored(tmp_path: Path, data: bytes) -> None:
     spool, _ = _spooled(tmp_path)
     (spool.folder / "update").write_bytes(data)
     assert Spool(spool.folder).update is None
-    record = Record(spool.folder / "update", SpooledTraining)  # whole, and something else
-    record.write(
-        SpooledTraining(round=1, attempt="a", table=[], num_examples=1, metrics={}, boot=None), mark=1
-    )
+    record = Record(spool.folder / "update", SpooledRun)  # whole, and something else
+    record.write(SpooledRun(run_at=NOW), mark=1)
     assert Spool(spool.folder).update is None
 
 
 def test_a_shorter_update_over_a_longer_one_is_whole(tmp_path: Path) -> None:
-    spool, update = _spooled(tmp_path)
-    changed = update.model_copy(update={"sizes": [1]})
-    spool.save(changed)
-    assert Spool(spool.folder).update == changed
-    assert sorted(path.name for path in spool.folder.iterdir()) == ["chunks", "run", "update"]
+    spool, _ = _spooled(tmp_path)
+    spool.save(_trained(4))
+    assert Spool(spool.folder).update == _trained(4)
+    assert sorted(path.name for path in spool.folder.iterdir()) == ["delta.f32", "run", "update"]
 
 
 def test_removing_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
@@ -259,19 +257,3 @@ def test_removing_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     fresh = Spool(spool.folder)
     assert fresh.update is None
-
-
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
-def test_damaged_chunks_are_noticed(tmp_path: Path, damage: str) -> None:
-    """Chunks are not synced: a power cut may leave update.json beside chunks that never got to the disk."""
-    spool, update = _spooled(tmp_path)
-    assert spool.intact(update)
-    data = bytearray(spool.chunks.read_bytes())
-    if damage == "flip":
-        data[len(data) // 2] ^= 1
-        spool.chunks.write_bytes(data)
-    elif damage == "cut":
-        spool.chunks.write_bytes(data[:-1])
-    else:
-        spool.chunks.unlink()
-    assert not spool.intact(update)
