@@ -37,6 +37,8 @@ from fedbus_aggregator.reading import Corrupted
 
 log = logging.getLogger(__name__)
 
+UNSURE_S = 2 * RESYNC_S  # the log is behind for less
+
 
 class Aggregator:
     """Serves every round that is open or closing.
@@ -51,12 +53,15 @@ class Aggregator:
         self._bus = bus
         self._clock = clock or SystemClock()
         self._runs = Runs(bus)
-        self._log = RoundLog(bus, lambda _: self._wake.set())
+        self._log = RoundLog(bus, self._changed)
         self._folder = folder
         self._foldings: dict[str, Folding] = {}
         self._stored: dict[RoundRef, StoredManifests] = {}
         self._unlisted: set[RoundRef] = set()
         self._listed_at = 0.0
+        self._unsure_until = float(
+            "inf"
+        )  # whether all that is stored of a round, from its opening on, is heard
         self._due: dict[RoundRef, float] = {}  # when verdicts are appended that wait for others
         self._setbacks: Setbacks[RoundRef] = Setbacks("round", log)
         self._wake = asyncio.Event()
@@ -74,7 +79,7 @@ class Aggregator:
             await self._lease.start()
             await self._log.start(await persist(self._bus, self._first_open))
             await self._bus.subscribe(subjects.MANIFEST_COPIES, self._manifest)
-            await self._bus.on_up(self._list_anew)
+            await self._bus.on_up(self._reconnected)
             while True:
                 now = self._clock.monotonic()
                 for ref in sorted(self._log.rounds):
@@ -112,12 +117,30 @@ class Aggregator:
             residuals.forget(name)
         return first
 
+    def _changed(self, ref: RoundRef) -> None:
+        round_ = self._log.rounds[ref]
+        just_opened = round_.state == "open" and round_.last_seq == round_.first_seq
+        if just_opened and self._clock.monotonic() > self._unsure_until:
+            # No member knows of it yet, and what they store will be heard: it need not be listed.
+            self._stored.setdefault(ref, StoredManifests())
+        self._wake.set()
+
     def _manifest(self, message: Message) -> None:
         _, _, run, number, worker, node, attempt = message.subject.split(".")
-        # Workers choose these tokens. A round that is not served yet is listed when it is.
+        # Workers choose these tokens. A round that is not known yet is listed when it is.
         ref = RoundRef(run, int(number)) if number.isascii() and number.isdigit() else None
-        if ref in self._stored and self._stored[ref].note((worker, node, attempt)):
+        if ref not in self._log.rounds:
+            self._be_unsure()
+        elif ref in self._stored and self._stored[ref].note((worker, node, attempt)):
             self._wake.set()
+
+    def _be_unsure(self) -> None:
+        """List what is stored of each round that is heard of now: some of it may have been missed."""
+        self._unsure_until = self._clock.monotonic() + UNSURE_S
+
+    async def _reconnected(self) -> None:
+        self._be_unsure()
+        await self._list_anew()
 
     async def _list_anew(self) -> None:
         self._listed_at = self._clock.monotonic()
