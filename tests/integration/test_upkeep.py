@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fedbus.base.errors import NotAcked
 from fedbus.bus import Message
 from fedbus.bus.runs import Runs
 from fedbus.bus.store import list_subjects
@@ -97,3 +98,31 @@ async def test_a_planner_that_adopts_a_run_whose_record_is_behind_makes_up_for_i
             assert [s.span_id for s in spans if s.parent_id is None] == [opened.span_id]
         kept = await list_subjects(parties.operator, subjects.UPDATES, f"fb.update.{run}.>")
         assert {subjects.parse_update(each)[1] for each in kept} == {5}
+
+
+class Unpurged(Tapped):
+    """A planner's connection on which no purge is answered, until a test says so."""
+
+    answers = False
+
+    async def tap(self, subject: str, data: bytes, ask: Ask) -> Message:
+        if subject.startswith("$JS.API.STREAM.PURGE.") and not self.answers:
+            raise NotAcked("nobody answers")
+        return await ask()
+
+
+async def test_what_cannot_be_written_beside_the_log_holds_no_round_up(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(upkeep, "EVERY_S", 0.02)
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        await parties.planner.stop()
+        await parties.planner.start(Unpurged)
+        await parties.script("a", honest(ONES))
+        run = await parties.start({"rounds": 5, "retain": {"rounds": 1}}, "unpurged")
+        await parties.until(lambda: parties.round(run, 5).aggregated, "round 5 is aggregated")
+        monkeypatch.setattr(Unpurged, "answers", True)
+        await parties.until_true(lambda: done(parties, run), "the run is over")
+        assert caplog.messages.count("upkeep put off: nobody answers") == 1
+        kept = await list_subjects(parties.operator, subjects.UPDATES, f"fb.update.{run}.>")
+        assert {subjects.parse_update(each)[1] for each in kept} == {4, 5}

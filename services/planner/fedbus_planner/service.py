@@ -218,7 +218,7 @@ class Planner:
             match step:
                 case Wait():
                     if self._upkeep.wait_s(name) <= 0:
-                        await self._upkeep.perform(name, rounds)
+                        await self._upkeep.attempt(name, rounds)
                         continue  # it may have taken a while
                     return min(self._wait(name, step), now + self._upkeep.wait_s(name))
                 case Done():

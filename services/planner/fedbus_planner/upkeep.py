@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from fedbus.base.clock import Clock
+from fedbus.base.errors import BusError
+from fedbus.base.setbacks import Setbacks
 from fedbus.bus import Bus
 from fedbus.bus.log import read_round
 from fedbus.bus.store import purge
@@ -16,6 +19,8 @@ from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.plan import Plan
 
 from fedbus_planner.books import Books
+
+log = logging.getLogger(__name__)
 
 # Of one run, at most so often. What a planner that dies did not do, the next one does.
 EVERY_S = 1.0
@@ -32,6 +37,7 @@ class Upkeep:
         self._due: dict[str, float] = {}
         self._done: dict[str, float] = {}
         self._purged: dict[str, int] = {}
+        self._setbacks: Setbacks[str] = Setbacks("upkeep", log)
 
     def want(self, run: str) -> None:
         """A round was opened."""
@@ -41,12 +47,25 @@ class Upkeep:
         """Seconds until something is to be done about a run; infinite when nothing is."""
         return self._due.get(run, float("inf")) - self._clock.monotonic()
 
+    async def attempt(self, run: str, rounds: Mapping[int, Round]) -> None:
+        """As `perform`; where that cannot be done now, the run goes on, and it is tried again later."""
+        try:
+            await self.perform(run, rounds)
+            self._setbacks.clear(run)
+        except BusError as error:
+            now = self._clock.monotonic()
+            self._setbacks.put_off(run, error, now, run=run)
+            self._due[run] = now + EVERY_S
+
     async def perform(self, run: str, rounds: Mapping[int, Round]) -> None:
         """Do what is to be done about a run.
 
         Args:
             run: its name.
             rounds: folds of its last rounds, by number.
+
+        Raises:
+            BusError: the broker did not do it.
         """
         number = max((n for n, r in rounds.items() if r.opened is not None), default=None)
         if number is not None:
@@ -77,3 +96,4 @@ class Upkeep:
         """A run is over."""
         for memory in (self._due, self._done, self._purged):
             memory.pop(run, None)
+        self._setbacks.clear(run)
