@@ -6,10 +6,14 @@ import asyncio
 from pathlib import Path
 
 import numpy as np
+import pytest
 from fedbus.cli.output import mishaps
+from fedbus_aggregator import service
+from fedbus_schemas.log import Accepted, decode_entry
 from fedbus_schemas.messages import Announcement
 from support.federation import federation
 from support.natsd import Stack
+from support.roundlog import entries
 from support.scripted import Scripted, honest, lying
 
 ONES = np.ones(25_000, np.float32)
@@ -29,6 +33,32 @@ async def test_over_selection_closes_at_the_target(stack: Stack, tmp_path: Path)
         assert (round_.reason, round_.lost, round_.rejected) == (None, [], [])
         assert round_.seconds
         assert round_.seconds < 15, "nobody waited for the deadline"
+
+
+async def test_updates_that_come_together_are_accepted_by_one_entry_and_none_waits_for_it(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "VERDICT_S", 1000.0)
+    names = ("a", "b", "c", "d")
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        for name in names:
+            await parties.script(name, honest(ONES))
+        await parties.finished(await parties.start({"rounds": 2, "cohort": {"min": 4}}, "together"))
+        for number in (1, 2):
+            logged = [decode_entry(each.data) for each in await entries(parties.operator, "together", number)]
+            (verdict,) = [each for each in logged if isinstance(each, Accepted)]
+            assert sorted(update.worker for update in verdict.updates) == [*names]
+
+
+async def test_an_update_is_accepted_while_others_are_silent(stack: Stack, tmp_path: Path) -> None:
+    async with federation(stack.credentials, tmp_path, workers=()) as parties:
+        await parties.script("a", honest(ONES))
+        silent = await parties.script("silent")
+        run = await parties.start({"cohort": {"min": 2}}, "alone")
+        await parties.until(lambda: parties.round(run, 1).accepted, "the update is accepted")
+        assert parties.round(run, 1).state == "open"
+        await silent.beat(leaving=True)
+        assert (await parties.finished(run)).rounds[0].accepted == 1
 
 
 async def test_a_quorum_closes_at_the_deadline(stack: Stack, tmp_path: Path) -> None:

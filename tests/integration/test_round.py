@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fedbus.bus import Bus
+from fedbus.bus.runs import Runs
 from fedbus.bus.store import call, list_subjects
 from fedbus.codec import Vector, codec
 from fedbus_schemas import subjects
@@ -105,6 +107,10 @@ async def test_a_round_leaves_log_and_streams_as_designed(stack: Stack, tmp_path
         assert await parties.ended(run) == report, "who watches late sees all rounds too"
 
 
+async def is_done(bus: Bus, run: str) -> bool:
+    return (await Runs(bus).get(run))[0].done
+
+
 async def check_streams(parties: Parties, run: str, rounds: list[RoundReport]) -> None:
     bus = parties.operator
     config = {
@@ -125,6 +131,7 @@ async def check_streams(parties: Parties, run: str, rounds: list[RoundReport]) -
     assert config[subjects.ROUNDS]["republish"]["dest"].startswith("fb.log.")
     assert await list_subjects(bus, subjects.ANNOUNCE, subjects.announce(run)) == {f"fb.announce.{run}": 1}
     # An update of one chunk travels inside its manifest: one message each. retain.rounds is 1.
+    await parties.until_true(lambda: is_done(bus, run), "the run's record says that it is over")
     kept = Counter(
         subjects.parse_update(s)[1:3] + subjects.parse_update(s)[5:]
         for s in await list_subjects(bus, subjects.UPDATES, f"fb.update.{run}.>")

@@ -268,11 +268,14 @@ class Federation:
         return rounds
 
     async def _last_rounds(self, record: RunRecord) -> dict[int, Round]:
-        rounds = {}
-        for number in range(max(0, record.open_round - 1), record.open_round + 2):
+        rounds: dict[int, Round] = {}
+        number = max(0, record.open_round - 1)
+        # The record of an open run is a little behind.
+        while number <= record.open_round or number - 1 in rounds:
             round_ = await read_round(self._bus, RoundRef(record.name, number))
             if round_.opened is not None:
                 rounds[number] = round_
+            number += 1
         return rounds
 
 

@@ -361,6 +361,7 @@ async def list_subjects(bus: Bus, stream: str, pattern: str) -> dict[str, int]:
             return found
 
 
-async def purge(bus: Bus, stream: str, pattern: str) -> int:
-    """Remove all messages whose subject matches; return how many."""
-    return int((await call(bus, f"STREAM.PURGE.{stream}", {"filter": pattern}, timeout_s=30.0))["purged"])
+async def purge(bus: Bus, stream: str, pattern: str, before: int = 0) -> int:
+    """Remove all messages whose subject matches, or those before a sequence; return how many."""
+    query = {"filter": pattern, **({"seq": before} if before else {})}
+    return int((await call(bus, f"STREAM.PURGE.{stream}", query, timeout_s=30.0))["purged"])

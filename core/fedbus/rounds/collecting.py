@@ -1,8 +1,8 @@
-"""Whether an update's manifest can count in a round: every check that needs no chunk."""
+"""Whether an update's manifest can count in a round, and when it is said: every check that needs no chunk."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -16,8 +16,23 @@ from fedbus.codec.auto import AUTO
 from fedbus.codec.framing import up_codec
 from fedbus.codec.grid import Grid, order
 from fedbus.rounds.close import Attempt
-from fedbus.rounds.fold import Round
+from fedbus.rounds.fold import Round, Seat
 from fedbus.rounds.reasons import RefusalCode
+
+# How long a verdict waits for those of the other members, to be one entry with them.
+VERDICT_S = 0.05
+
+
+def may_wait(round_: Round, verified: Collection[Seat]) -> bool:
+    """Whether the verdicts on these seats may wait for others: the round cannot close on them alone.
+
+    An entry costs each service a wake-up and the broker a synchronised write, so few are better; but
+    nobody waits for the last of them.
+    """
+    opened = round_.opened
+    assert opened is not None
+    enough = len(round_.accepted) + len(verified) >= opened.target
+    return not enough and any(seat not in verified for seat in round_.awaited)
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,14 +106,12 @@ class Following:
         announced: the last announcement that this planner published.
         manifests: the listing at the cut-off, by round.
         notified: rejections that this planner told the worker about.
-        purged: the highest round whose updates this planner removed.
     """
 
     adopted_at: float
     announced: tuple[int, str] | None = None
     manifests: dict[int, Collection[Attempt]] = field(default_factory=dict)
     notified: set[tuple[int, str]] = field(default_factory=set)
-    purged: int = -1
 
 
 def next_step(

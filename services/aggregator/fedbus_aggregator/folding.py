@@ -81,10 +81,7 @@ class Folding:
         return max(1, min(MOST_IN_ONE_ENTRY, SCRATCH_BYTES // Grid.of(self._table).bytes))
 
     async def verify(self, ref: RoundRef, attempt: Attempt, round_: Round) -> AcceptedUpdate | Refusal:
-        """Read and check one update; where there is a sum, keep its values until added or discarded."""
-        known = next((r for r in self._read.values() if _attempt(r.entry) == attempt), None)
-        if known is not None:
-            return known.entry
+        """Read and check one update; where there is a sum, keep its values until added or dropped."""
         table, keep = self._table if self._base else None, isinstance(self._fold, Sum)
         read = await self._reader.read(ref, attempt, round_, table, keep=keep)
         if isinstance(read, Refusal):
@@ -118,11 +115,19 @@ class Folding:
             await self._fold.add(update.key, read.values, update.weight)
             self._reader.release(read.values)
 
-    def discard(self, round_: Round) -> None:
-        """Drop verified updates that the round will not accept any more."""
-        accepted = {update.key for update in round_.accepted}
-        for key in [k for k in self._read if k not in accepted]:
-            self._reader.release(self._read.pop(key).values)
+    def verified(self, round_: Round) -> dict[Attempt, AcceptedUpdate]:
+        """Updates that were verified and can be accepted, in the order of their reading.
+
+        Those that can count no more, since another instance was faster or the round is closed, are dropped.
+        """
+        found: dict[Attempt, AcceptedUpdate] = {}
+        for key, read in list(self._read.items()):
+            attempt = _attempt(read.entry)
+            if round_.closing is None and round_.can_count(*attempt):
+                found[attempt] = read.entry
+            elif key not in round_.keys:
+                self._reader.release(self._read.pop(key).values)
+        return found
 
     async def publish(self, ref: RoundRef, round_: Round) -> tuple[str, int]:
         """Publish base plus mean update as the next model; return its digest and its bytes on the wire.

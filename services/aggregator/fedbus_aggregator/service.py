@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,8 +23,8 @@ from fedbus.bus.runs import Runs
 from fedbus.bus.store import last_seq, persist
 from fedbus.bus.updates import list_updates
 from fedbus.rounds.close import Attempt
-from fedbus.rounds.collecting import Refusal
-from fedbus.rounds.fold import MOST_REJECTIONS
+from fedbus.rounds.collecting import VERDICT_S, Refusal, may_wait
+from fedbus.rounds.stored import StoredManifests
 from fedbus.telemetry.ofround import root_of
 from fedbus.telemetry.tracer import Tracer
 from fedbus_schemas import subjects
@@ -35,6 +36,8 @@ from fedbus_aggregator.publishing import residuals_of
 from fedbus_aggregator.reading import Corrupted
 
 log = logging.getLogger(__name__)
+
+UNSURE_S = 2 * RESYNC_S  # the log is behind for less
 
 
 class Aggregator:
@@ -50,12 +53,16 @@ class Aggregator:
         self._bus = bus
         self._clock = clock or SystemClock()
         self._runs = Runs(bus)
-        self._log = RoundLog(bus, lambda _: self._wake.set())
+        self._log = RoundLog(bus, self._changed)
         self._folder = folder
         self._foldings: dict[str, Folding] = {}
-        self._stored: dict[RoundRef, dict[Attempt, None]] = {}  # manifests seen, in order of arrival
+        self._stored: dict[RoundRef, StoredManifests] = {}
         self._unlisted: set[RoundRef] = set()
         self._listed_at = 0.0
+        self._unsure_until = float(
+            "inf"
+        )  # whether all that is stored of a round, from its opening on, is heard
+        self._due: dict[RoundRef, float] = {}  # when verdicts are appended that wait for others
         self._setbacks: Setbacks[RoundRef] = Setbacks("round", log)
         self._wake = asyncio.Event()
         self._lease = Lease(bus, "aggregator", self._wake.set, self._clock)
@@ -72,14 +79,14 @@ class Aggregator:
             await self._lease.start()
             await self._log.start(await persist(self._bus, self._first_open))
             await self._bus.subscribe(subjects.MANIFEST_COPIES, self._manifest)
-            await self._bus.on_up(self._list_anew)
+            await self._bus.on_up(self._reconnected)
             while True:
                 now = self._clock.monotonic()
                 for ref in sorted(self._log.rounds):
                     if self._setbacks.ready(ref, now):
                         await self._try(ref)
                 self._lease.want(any(r.state in ("open", "closing") for r in self._log.rounds.values()))
-                until = self._setbacks.next_try(now + RESYNC_S)
+                until = min([self._setbacks.next_try(now + RESYNC_S), *self._due.values()])
                 with suppress(TimeoutError):
                     async with asyncio.timeout(max(0.01, until - self._clock.monotonic())):
                         await self._wake.wait()
@@ -110,21 +117,30 @@ class Aggregator:
             residuals.forget(name)
         return first
 
+    def _changed(self, ref: RoundRef) -> None:
+        round_ = self._log.rounds[ref]
+        just_opened = round_.state == "open" and round_.last_seq == round_.first_seq
+        if just_opened and self._clock.monotonic() > self._unsure_until:
+            # No member knows of it yet, and what they store will be heard: it need not be listed.
+            self._stored.setdefault(ref, StoredManifests())
+        self._wake.set()
+
     def _manifest(self, message: Message) -> None:
         _, _, run, number, worker, node, attempt = message.subject.split(".")
-        # Workers choose these tokens. A round that is not served yet is listed when it is.
+        # Workers choose these tokens. A round that is not known yet is listed when it is.
         ref = RoundRef(run, int(number)) if number.isascii() and number.isdigit() else None
-        if ref in self._stored and self._note(ref, (worker, node, attempt)):
+        if ref not in self._log.rounds:
+            self._be_unsure()
+        elif ref in self._stored and self._stored[ref].note((worker, node, attempt)):
             self._wake.set()
 
-    def _note(self, ref: RoundRef, attempt: Attempt) -> bool:
-        """Remember a stored manifest; False when it is known, or its worker has stored too many."""
-        stored = self._stored[ref]
-        mine = sum(worker == attempt[0] for worker, _, _ in stored)
-        if attempt in stored or mine > MOST_REJECTIONS:
-            return False
-        stored[attempt] = None
-        return True
+    def _be_unsure(self) -> None:
+        """List what is stored of each round that is heard of now: some of it may have been missed."""
+        self._unsure_until = self._clock.monotonic() + UNSURE_S
+
+    async def _reconnected(self) -> None:
+        self._be_unsure()
+        await self._list_anew()
 
     async def _list_anew(self) -> None:
         self._listed_at = self._clock.monotonic()
@@ -136,6 +152,7 @@ class Aggregator:
         try:
             await self._serve(ref)
         except Exception as error:
+            self._due.pop(ref, None)
             self._setbacks.put_off(ref, error, self._clock.monotonic(), run=ref.run, round=ref.number)
         else:
             self._setbacks.clear(ref)
@@ -145,42 +162,52 @@ class Aggregator:
         round_ = self._log.rounds.get(ref)
         if round_ is None or round_.opened is None or round_.aggregated or round_.ended:
             self._stored.pop(ref, None)
+            self._due.pop(ref, None)
             if round_ is not None and round_.ended:
                 self._forget(ref)
             return
         if not self._lease.held:
+            self._due.pop(ref, None)
             return  # another one does it
         folding = await self._folding(ref)
         await folding.begin(ref, round_)
         if ref not in self._stored or ref in self._unlisted:
-            self._stored.setdefault(ref, {})
+            stored = self._stored.setdefault(ref, StoredManifests())
             members = [member.worker for member in round_.members]
             for subject in await list_updates(self._bus, ref, members, "manifest"):
-                self._note(ref, subjects.parse_update(subject)[2:5])
+                stored.note(subjects.parse_update(subject)[2:5])
             self._unlisted.discard(ref)
         await self._judge(ref, folding)
         if round_.closing and self._lease.held:
             await self._finish(ref, folding)
 
     async def _judge(self, ref: RoundRef, folding: Folding) -> None:
-        round_ = self._log.rounds[ref]
+        """Verify what is stored and say what counts: in as few entries as can be without anybody waiting."""
+        round_, stored = self._log.rounds[ref], self._stored[ref]
         while self._lease.held:
-            pending = [a for a in self._stored[ref] if round_.wants_verdict(*a)][: folding.batch]
-            if not pending:
-                return
-            verified: list[AcceptedUpdate] = []
-            for attempt in pending:
+            verified = folding.verified(round_)
+            while len(verified) < folding.batch and (attempt := stored.next(round_, verified)):
                 verdict = await self._verdict(ref, attempt, folding)
                 if isinstance(verdict, Refusal):
                     await self._reject(ref, attempt, verdict)
                 else:
-                    verified.append(verdict)
-            # Another aggregator may have accepted some meanwhile.
-            fresh = [u for u in verified if round_.can_count(u.worker, u.node, u.attempt)]
-            if fresh and not round_.closing:
-                await self._append(ref, Accepted(at=self._clock.now(), updates=fresh))
-            folding.discard(round_)
-            await self._add(ref, folding)
+                    verified[attempt] = verdict
+            fresh = folding.verified(round_)  # another aggregator may have accepted some meanwhile
+            if fresh and not self._may_wait(ref, fresh, folding.batch):
+                await self._append(ref, Accepted(at=self._clock.now(), updates=list(fresh.values())))
+                await self._add(ref, folding)
+            elif len(fresh) == len(verified):
+                return
+
+    def _may_wait(self, ref: RoundRef, verified: Collection[Attempt], most: int) -> bool:
+        """Whether what is verified waits for more that is about to come; not for long."""
+        seats = {(worker, node) for worker, node, _ in verified}
+        if len(verified) < most and may_wait(self._log.rounds[ref], seats):
+            now = self._clock.monotonic()
+            if now < self._due.setdefault(ref, now + VERDICT_S):
+                return True
+        self._due.pop(ref, None)
+        return False
 
     async def _verdict(self, ref: RoundRef, attempt: Attempt, folding: Folding) -> AcceptedUpdate | Refusal:
         """Judge one update; whatever a worker managed to send, it is refused, and never stops the round."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
 from contextlib import aclosing
 
 import numpy as np
@@ -35,7 +34,7 @@ class Registering:
         self._runs = runs
         self._clock = clock
         self._registry = Registry(bus)
-        self._metrics: dict[RoundRef, Mapping[str, float]] = {}
+        self._scores: dict[RoundRef, tuple[bool, bool]] = {}  # which of the two kinds a record has
         self._elements: dict[str, int] = {}
         self._importing = asyncio.Lock()
 
@@ -46,7 +45,7 @@ class Registering:
 
     def is_registered(self, ref: RoundRef, round_: Round) -> bool:
         """Whether the record of the round's model says all that its log says."""
-        return round_.aggregated is None or self._metrics.get(ref) == round_metrics(round_)
+        return round_.aggregated is None or self._scores.get(ref) == _scores(round_)
 
     async def register(self, ref: RoundRef, round_: Round, plan: Plan) -> None:
         """Write the record of a round's model, where it is missing or lacks a score; once.
@@ -60,7 +59,7 @@ class Registering:
         stored: ModelVersion | None = None
         revision = 0  # most likely there is none
         while not self.is_registered(ref, round_):
-            metrics = round_metrics(round_)
+            scores, metrics = _scores(round_), round_metrics(round_)
             try:
                 if stored is not None and stored.digest != made.model:
                     raise ModelRefused(f"an imported model is called {ref.run!r}")
@@ -72,7 +71,7 @@ class Registering:
                     log.info("registered", extra=about)
             except (ModelRefused, StreamMissing, CodecError, RemoteContractError) as error:
                 log.error("model not registered: %s", error, extra=about)
-            self._metrics[ref] = metrics
+            self._scores[ref] = scores
 
     async def _size_of(self, run: str, model: str) -> int:
         """Elements of a run's models: all have the same tensors."""
@@ -82,8 +81,8 @@ class Registering:
 
     def forget(self, run: str, before: int) -> None:
         """Free what is remembered of a run's rounds below a number."""
-        for ref in [r for r in self._metrics if r.run == run and r.number < before]:
-            del self._metrics[ref]
+        for ref in [r for r in self._scores if r.run == run and r.number < before]:
+            del self._scores[ref]
 
     async def import_model(self, data: bytes) -> ModelVersion:
         """Answer the command: check a stored model, every chunk of it, and register it under a new name.
@@ -137,3 +136,8 @@ class Registering:
         except (StreamMissing, CodecError, RemoteContractError) as error:
             raise ModelRefused(f"the model is not whole: {error.message}") from error
         return manifest
+
+
+def _scores(round_: Round) -> tuple[bool, bool]:
+    # All else that a record says is settled when the model is made.
+    return round_.evaluated is not None, round_.federated is not None

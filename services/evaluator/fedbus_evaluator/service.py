@@ -76,7 +76,7 @@ class Evaluator:
         self._folder = folder
         self._runs = Runs(bus)
         self._plans: dict[str, Plan] = {}
-        self._log = RoundLog(bus, lambda _: self._wake.set())
+        self._log = RoundLog(bus, self._changed)
         self._setbacks: Setbacks[RoundRef] = Setbacks("score", log)
         self._unregistered: set[RoundRef] = set()  # older ones, whose models the registry may lack
         self._wake = asyncio.Event()
@@ -115,6 +115,13 @@ class Evaluator:
                 await trainer.stop()
 
     # What is heard
+
+    def _changed(self, ref: RoundRef) -> None:
+        """Most entries come while a round is open, and make nothing due."""
+        round_, plan = self._log.rounds[ref], self._plans.get(ref.run)
+        asked = plan is None or plan.evaluate.federated  # members scored its base
+        if round_.aggregated or round_.ended or (round_.closing and asked):
+            self._wake.set()
 
     def _beat(self, beat: Beat) -> None:
         self._roster.hear(beat, self._clock.now())

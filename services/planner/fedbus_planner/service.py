@@ -17,7 +17,7 @@ from fedbus.bus.hearing import hear_beats, hear_progress
 from fedbus.bus.log import RESYNC_S, RoundLog
 from fedbus.bus.micro import serve
 from fedbus.bus.runs import Runs
-from fedbus.bus.store import last_seq, persist, purge
+from fedbus.bus.store import last_seq, persist
 from fedbus.bus.updates import list_updates
 from fedbus.rounds.admission import admit, read_plan
 from fedbus.rounds.planning import (
@@ -32,7 +32,6 @@ from fedbus.rounds.planning import (
     next_step,
 )
 from fedbus.rounds.roster import BEAT_S, Roster
-from fedbus.rounds.storage import obsolete
 from fedbus.rounds.why import standing
 from fedbus.selection import selections
 from fedbus.telemetry.ofround import root_of
@@ -59,6 +58,7 @@ from fedbus_planner.room import Room
 from fedbus_planner.starting import admit_start, model_to_start_from, refuse_imported
 from fedbus_planner.terms import Terms
 from fedbus_planner.tracing import emit, emit_missing
+from fedbus_planner.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ class Planner:
         self._look_at = 0.0  # when to look for runs that another planner started
         self._wake = asyncio.Event()
         self._tracer = Tracer(bus, "planner", self._clock)
+        self._upkeep = Upkeep(bus, self._clock, self._books, self._tracer)
 
     async def run(self) -> None:
         """Adopt what is open, then hear and act until cancelled."""
@@ -216,8 +217,12 @@ class Planner:
             step = next_step(record, rounds, following, self._roster, select, now, start)
             match step:
                 case Wait():
-                    return self._wait(name, step)
+                    if self._upkeep.wait_s(name) <= 0:
+                        await self._upkeep.attempt(name, rounds)
+                        continue  # it may have taken a while
+                    return min(self._wait(name, step), now + self._upkeep.wait_s(name))
                 case Done():
+                    await self._upkeep.perform(name, rounds)
                     while not self._books.records[name].done and not await self._books.save(name, done=True):
                         pass  # another planner wrote: say it on its record
                     self._drop(name)
@@ -226,6 +231,8 @@ class Planner:
                     lacks = await self._room.lacking(record, len(step.members), step.base, now)
                     if lacks is None:
                         await self._open(record, step, now)
+                    elif self._upkeep.wait_s(name) < float("inf"):
+                        await self._upkeep.perform(name, rounds)  # it may make room
                     elif not await self._room.make(await self._books.all_records()):
                         return self._wait(name, Wait("storage", lacks, now + BEAT_S))
                 case Append(number, entry):
@@ -233,7 +240,7 @@ class Planner:
                     if await self._log.append(ref, "planner", entry):
                         about = {"action": entry.kind, "run": name, "round": number}
                         log.info("%s %s", entry.kind, getattr(entry, "reason", ""), extra=about)
-                        await emit(self._tracer, ref, self._log.rounds[ref])
+                        emit(self._tracer, ref, self._log.rounds[ref])
                 case Announce(number, state):
                     news = announcement(record, number, rounds[number], rounds)
                     root = root_of(rounds[number]) if state == "open" else None
@@ -241,7 +248,8 @@ class Planner:
                         await post_announcement(self._bus, news)
                     following.announced = (number, state)
                     if state == "open":
-                        await self._keep_books(record, RoundRef(name, number))
+                        self._log.forget(name, number - 1)
+                        self._upkeep.want(name)
                 case List(number):
                     members = [member.worker for member in rounds[number].members]
                     stored = await list_updates(self._bus, RoundRef(name, number), members, "manifest")
@@ -253,7 +261,10 @@ class Planner:
     def _wait(self, name: str, wait: Wait) -> float:
         before = self._waiting.get(name)
         if before is None or before.code != wait.code:
-            log.info("waiting: %s", wait.reason, extra={"action": "wait", "run": name, "code": wait.code})
+            # For updates and the model each round waits.
+            level = logging.DEBUG if wait.code in ("updates", "aggregating") else logging.INFO
+            about = {"action": "wait", "run": name, "code": wait.code}
+            log.log(level, "waiting: %s", wait.reason, extra=about)
         self._waiting[name] = wait
         return wait.until
 
@@ -284,28 +295,11 @@ class Planner:
             self._tracer.add(self._tracer.make("select", root, selected_at, self._clock.now(), told))
         self._waiting.pop(ref.run, None)
 
-    async def _keep_books(self, record: RunRecord, ref: RoundRef) -> None:
-        """Write where the open round begins, and remove what need not be kept: after workers were told.
-
-        An adopting planner announces the open round again, and so does this again too.
-        """
-        begins = (ref.number, self._log.rounds[ref].first_seq)
-        while (self._books.records[ref.run].open_round, self._books.records[ref.run].open_seq) < begins:
-            await self._books.save(ref.run, open_round=begins[0], open_seq=begins[1])
-        self._log.forget(ref.run, ref.number - 1)
-        await self._purge_obsolete(record, ref)
-
-    async def _purge_obsolete(self, record: RunRecord, ref: RoundRef) -> None:
-        """Remove updates that the plan does not retain: of each round once, of all after a restart."""
-        following, last = self._books.following[ref.run], obsolete(record.plan, ref.number)
-        for number in range(following.purged + 1, last + 1):
-            await purge(self._bus, subjects.UPDATES, f"fb.update.{ref.run}.{number}.>")
-            following.purged = number
-
     def _drop(self, name: str) -> None:
         log.info("run is over", extra={"action": "done", "run": name})
         self._books.drop(name)
         self._room.forget(name)
+        self._upkeep.forget(name)
         for memory in (self._starts, self._waiting):
             memory.pop(name, None)
         self._log.forget(name, 1 << 62)

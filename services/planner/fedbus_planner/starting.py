@@ -28,7 +28,10 @@ async def model_to_start_from(bus: Bus, name: str) -> tuple[str, int]:
         if imported is None:
             raise
         return imported.digest, imported.size_bytes
-    for number in range(record.open_round, -1, -1):
+    last = record.open_round
+    while (await read_round(bus, RoundRef(name, last + 1))).opened:
+        last += 1  # an open run's record is a little behind
+    for number in range(last, -1, -1):
         made = (await read_round(bus, RoundRef(name, number))).aggregated
         if made:
             # Nobody needs to have any model of that run.

@@ -15,12 +15,11 @@ from fedbus.telemetry.tracer import Tracer
 from fedbus_schemas.ids import RoundRef
 
 
-async def emit(tracer: Tracer, ref: RoundRef, round_: Round) -> None:
-    """Emit the root of a round if it has ended; at once, since we may die."""
+def emit(tracer: Tracer, ref: RoundRef, round_: Round) -> None:
+    """Emit the root of a round if it has ended; soon, since we may die."""
     if tracer.on and round_.ended:
         tracer.add(*round_spans(ref, round_, tracer.pid))
-        with suppress(BusError):
-            await tracer.send()
+        tracer.flush_soon()
 
 
 async def emit_missing(tracer: Tracer, bus: Bus, log: RoundLog, runs: Iterable[str]) -> None:
@@ -29,18 +28,17 @@ async def emit_missing(tracer: Tracer, bus: Bus, log: RoundLog, runs: Iterable[s
     Args:
         tracer: ours.
         bus: to read what was emitted.
-        log: the rounds.
-        runs: those that are open; only the last round of each that has ended can lack its root.
+        log: the rounds: of each run at least those whose root may be missing.
+        runs: those that are open.
     """
     for run in runs:
         ended = {number: round_ for number, round_ in log.of(run).items() if round_.ended}
-        if not (tracer.on and ended):
-            continue
-        ref, round_ = RoundRef(run, max(ended)), ended[max(ended)]
-        root, opened = root_of(round_), round_.opened
-        assert root is not None
-        assert opened is not None
-        with suppress(BusError):
-            stored = await read_spans(bus, root.trace_id, opened.at)
-            if not any(span.span_id == root.span_id for span in stored):
-                await emit(tracer, ref, round_)
+        for number in sorted(ended, reverse=True) if tracer.on else ():
+            root, opened = root_of(ended[number]), ended[number].opened
+            assert root is not None
+            assert opened is not None
+            with suppress(BusError):
+                stored = await read_spans(bus, root.trace_id, opened.at)
+                if any(span.span_id == root.span_id for span in stored):
+                    break  # they are sent in their order
+                emit(tracer, RoundRef(run, number), ended[number])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from fedbus.codec.grid import CHUNK_ELEMENTS
-from fedbus.rounds.collecting import judge_attempt, judge_manifest
+from fedbus.rounds.collecting import judge_attempt, judge_manifest, may_wait
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.log import Entry
 from fedbus_schemas.plan import Plan
@@ -20,6 +20,7 @@ from support.rounds import (
     digest,
     finished,
     fold,
+    lost,
     opened,
     plan,
     rejected,
@@ -169,3 +170,23 @@ def test_no_table_that_a_plan_allows_breaks_the_grid(elements: int) -> None:
 def test_the_largest_table_that_a_plan_allows_fits_the_grid() -> None:
     fits = _tensor("w", LARGEST.max_update_bytes // 4)
     assert (_judge(_first(fits), None, LARGEST) or ("",))[0] == "wrong-shape"
+
+
+@pytest.mark.parametrize(
+    ("target", "entries", "verified", "may"),
+    [
+        (3, [], ["w1"], True),
+        (3, [], ["w1", "w2"], True),
+        (3, [], ["w1", "w2", "w3"], False),
+        (2, [], ["w1", "w2"], False),
+        (3, [accepted("w1", "w2")], ["w3"], False),
+        (3, [accepted("w1")], ["w2"], True),
+        (3, [accepted("w1"), lost("w3")], ["w2"], False),
+        (3, [rejected("w3"), lost("w2")], ["w1"], False),
+    ],
+)
+def test_verdicts_wait_while_more_are_needed_and_to_come(
+    target: int, entries: list[Entry], verified: list[str], may: bool
+) -> None:
+    round_ = fold(opened("w1", "w2", "w3", target=target), *entries)
+    assert may_wait(round_, {(worker, "0") for worker in verified}) == may
