@@ -256,7 +256,7 @@ class Agent:
             self._wake.set()
             self._tracer.flush_soon()
 
-    def _traced(self, name: str, assignment: Assignment) -> contextlib.AbstractContextManager[OpenSpan]:
+    def _traced(self, name: str, assignment: Assignment) -> OpenSpan:
         ref, parent = assignment.ref, SpanRef.parse(assignment.announcement.traceparent)
         seat = {"worker": self.name, "node": assignment.member.node}
         return self._tracer.span(name, parent, **seat, run=ref.run, round=ref.number)
