@@ -326,4 +326,4 @@ def _plain(site: Site) -> dict[str, Any]:
 
 
 def _full(path: Path) -> str:
-    return os.fspath(path.absolute())
+    return os.fspath(path if path.is_absolute() else path.absolute())
