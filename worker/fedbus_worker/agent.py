@@ -32,7 +32,6 @@ from fedbus_schemas import subjects
 from fedbus_schemas.base import Wire
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.messages import (
-    Announcement,
     Beat,
     Capabilities,
     InboxNotices,
@@ -145,7 +144,7 @@ class Agent:
 
     def _hear(self, message: Message) -> None:
         try:
-            announcement = Announcement.model_validate_json(message.data)
+            announcement = self._announced.read(message.data)
         except ValidationError as error:
             log.warning("unreadable announcement ignored (%d errors)", error.error_count())
             return
@@ -215,7 +214,9 @@ class Agent:
         if ref.number == 0:
             made = self._announced.has_model(ref)
             said = "the first model is made" if made else "it ended without a model"
-        log.info("round is over: %s", said, extra={"run": ref.run, "round": ref.number})
+        # That it counts is the rule, and what `update sent` let expect.
+        level = logging.DEBUG if counted and ref.number else logging.INFO
+        log.log(level, "round is over: %s", said, extra={"run": ref.run, "round": ref.number})
 
     async def _do(self, assignment: Assignment) -> None:
         ref = assignment.ref
@@ -256,7 +257,7 @@ class Agent:
             self._wake.set()
             self._tracer.flush_soon()
 
-    def _traced(self, name: str, assignment: Assignment) -> contextlib.AbstractContextManager[OpenSpan]:
+    def _traced(self, name: str, assignment: Assignment) -> OpenSpan:
         ref, parent = assignment.ref, SpanRef.parse(assignment.announcement.traceparent)
         seat = {"worker": self.name, "node": assignment.member.node}
         return self._tracer.span(name, parent, **seat, run=ref.run, round=ref.number)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from fedbus.rounds.planning import derive_seed
 from fedbus.tasks.task import Partition, Site
+from fedbus_schemas.base import Payload
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.log import Member
 from fedbus_schemas.messages import Announcement
+from pydantic_core import from_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,27 @@ class Announced:
         self._worker = worker
         self._last: dict[str, Announcement] = {}
         self._given_up: set[tuple[RoundRef, bool]] = set()  # a round's training, or (True) its score
+
+    def read(self, data: Payload) -> Announcement:
+        """Read an announcement, of its members those that are this worker, with the plan as known.
+
+        A plan and the seats of others are not looked at: in small rounds that was most of the work.
+
+        Raises:
+            pydantic.ValidationError: the bytes are not an announcement.
+        """
+        try:
+            fields = from_json(data)
+        except ValueError:
+            return Announcement.model_validate_json(data)  # says what is wrong
+        if isinstance(fields, dict):
+            known = self._last.get(str(fields.get("run")))
+            if known is not None and fields.get("plan_digest") == known.plan_digest:
+                fields["plan"] = known.plan  # that is what the digest names
+            if isinstance(members := fields.get("members"), list):
+                ours = (each for each in members if isinstance(each, dict))
+                fields["members"] = [each for each in ours if each.get("worker") == self._worker]
+        return Announcement.model_validate(fields)
 
     def hear(self, announcement: Announcement) -> bool:
         """Note an announcement; False when it is old, repeated, or not what its digest says."""

@@ -30,15 +30,16 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import mmap
 import os
 import platform
-import queue
+import select
 import sys
 import threading
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Optional
+from typing import TYPE_CHECKING, Any, Dict, Iterator, Optional
 
 from fedbus_worker.sources import Sources
 
@@ -167,9 +168,11 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _read_vector(path: str) -> NDArray[np.float32]:
-    import numpy as np
-
-    return np.memmap(path, np.float32, "r")
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _map(file, os.fstat(file).st_size, mmap.ACCESS_READ)
+    finally:
+        os.close(file)
 
 
 def _new_vector(path: str, size: int) -> NDArray[np.float32]:
@@ -178,32 +181,48 @@ def _new_vector(path: str, size: int) -> NDArray[np.float32]:
     Its space is reserved: on a full disk, writing to unreserved shared memory kills the process
     (SIGBUS), where this is an error that says so.
     """
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if os.fstat(file).st_size != 4 * size:
+            os.ftruncate(file, 0)
+            _reserve(file, 4 * size, path)
+        return _map(file, 4 * size, mmap.ACCESS_WRITE)
+    finally:
+        os.close(file)
+
+
+def _reserve(file: int, size: int, path: str) -> None:
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # some file systems cannot
+                Path(path).unlink()
+                raise
+    os.ftruncate(file, size)
+
+
+def _map(file: int, size: int, access: int) -> NDArray[np.float32]:
+    # Not numpy's memmap, which takes as long as a small model's whole training step.
     import numpy as np
 
-    try:
-        if Path(path).stat().st_size == 4 * size:
-            return np.memmap(path, np.float32, "r+", shape=(size,))
-    except FileNotFoundError:
-        pass
-    with Path(path).open("wb+") as file:
-        if hasattr(os, "posix_fallocate"):
-            try:
-                os.posix_fallocate(file.fileno(), 0, 4 * size)
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # some file systems cannot
-                    Path(path).unlink()
-                    raise
-        return np.memmap(file, np.float32, "w+", shape=(size,))
+    return np.frombuffer(mmap.mmap(file, size, access=access), np.float32)
 
 
-def _follow(requests: int, lines: queue.SimpleQueue[bytes]) -> None:
-    """Pass on lines of stdin; at its end the agent is gone, and so are we, whatever the task is at."""
+def _end_with(requests: int) -> None:
+    """Wait for the end of stdin: then the agent is gone, and so are we, whatever the task is at."""
+    ends = select.poll()
+    ends.register(requests, 0)  # nothing but its end: requests do not wake this thread
+    ends.poll()
+    os._exit(0)
+
+
+def _lines(requests: int) -> Iterator[bytes]:
+    """The lines of stdin."""
     rest = b""
     while data := os.read(requests, 1 << 20):
         *whole, rest = (rest + data).split(b"\n")
-        for line in whole:
-            lines.put(line)
-    os._exit(0)
+        yield from whole
 
 
 def main() -> None:
@@ -222,12 +241,12 @@ def main() -> None:
     os.close(nothing)
     os.dup2(2, 1)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # it is a TextIOWrapper here
-    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_follow, args=(requests, lines), daemon=True).start()
+    threading.Thread(target=_end_with, args=(requests,), daemon=True).start()
     child = Child(replies, threads)
     child.tell({"ready": {"python": platform.python_version(), "pid": os.getpid()}})
-    while True:
-        child.answer(lines.get())
+    for line in _lines(requests):
+        child.answer(line)
+    os._exit(0)  # no thread of the task may keep us
 
 
 if __name__ == "__main__":

@@ -155,12 +155,12 @@ class Bus:
         subscription = Subscription(subject, callback, queue)
         self._subscriptions.append(subscription)
         try:
-            with self._replies.expect(subject) as (_, refusal):
+            with self._replies.expect(subject) as wait:
                 with contextlib.suppress(BusUnavailable):
                     await self._subscribe(self.link, subscription)
                     await self.flush()
                 # A refusal comes before the answer to the flush.
-                if refusal.done() and isinstance(error := refusal.exception(), AuthRefused):
+                if wait.future.done() and isinstance(error := wait.future.exception(), AuthRefused):
                     raise error
         except BaseException:
             await self.unsubscribe(subscription)  # nobody else can: it was not handed out
@@ -198,22 +198,21 @@ class Bus:
             BusUnavailable: the connection broke, or there was no answer in time.
         """
         link = self.link
-        with self._replies.expect("") as (_, future):
+        with self._replies.expect("") as wait:
 
             def answered(task: asyncio.Task[None]) -> None:
-                if not task.cancelled() and not future.done():
+                if not task.cancelled() and not wait.future.done():
                     error = task.exception()
                     if error is None:
-                        future.set_result(Message("", b"", {}))
+                        wait.future.set_result(Message("", b"", {}))
                     else:
-                        future.set_exception(BusUnavailable(f"flush failed: {error}"))
+                        wait.fail(BusUnavailable(f"flush failed: {error}"))
 
             # A task of its own, which only the connection's end cancels.
             self._start(link.round_trip()).add_done_callback(answered)
             try:
-                async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                    await future
-            except TimeoutError:
+                await wait.reply(REQUEST_TIMEOUT_S)
+            except NotAcked:
                 raise BusUnavailable(f"no answer to a flush in {REQUEST_TIMEOUT_S:g} s") from None
 
     async def publish(self, subject: str, data: bytes) -> None:
@@ -267,14 +266,9 @@ class Bus:
     ) -> Message:
         link = self.link
         self._check_size(subject, data, headers)
-        with self._replies.expect(subject, parts) as (number, future):
-            try:
-                await link.publish(subject, data, f"{self._inbox}.{number}", headers)
-                # Not `wait_for`: under Python 3.11 it loses a cancellation that meets the result.
-                async with asyncio.timeout(timeout_s):
-                    message = await future
-            except TimeoutError:
-                raise NotAcked(f"no reply from {subject} in {timeout_s:g} s") from None
+        with self._replies.expect(subject, parts) as wait:
+            await link.publish(subject, data, f"{self._inbox}.{wait.number}", headers)
+            message = await wait.reply(timeout_s)
         if message.status == "503" and not message.data:
             raise BusUnavailable(f"nobody serves {subject}")
         return message

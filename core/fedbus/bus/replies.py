@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import count
+from typing import NamedTuple, Self
 
 from fedbus_schemas.base import Payload
 
-from fedbus.base.errors import AuthRefused, BusUnavailable, FedbusError
+from fedbus.base.errors import AuthRefused, BusUnavailable, FedbusError, NotAcked
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A received message."""
 
     subject: str
@@ -31,7 +29,54 @@ class Message:
         return None if "Nats-Stream" in self.headers else self.headers.get("Status")
 
 
-Wait = asyncio.Future[Message]
+class Wait:
+    """A reply that is waited for, known to `Replies` over a `with` block.
+
+    Attributes:
+        number: what the reply's subject ends with.
+        future: of the reply, or of the error that takes its place.
+    """
+
+    __slots__ = ("_all", "future", "number", "parts", "subject")
+
+    def __init__(
+        self, every: dict[str, Wait], number: str, subject: str, parts: list[Message] | None
+    ) -> None:
+        self._all = every
+        self.number = number
+        self.subject = subject
+        self.parts = parts
+        self.future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+    def __enter__(self) -> Self:
+        self._all[self.number] = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._all[self.number]
+        if self.future.done() and not self.future.cancelled():
+            self.future.exception()  # seen, even where nobody waited for it any more
+
+    async def reply(self, within_s: float) -> Message:
+        """The reply.
+
+        Raises:
+            BusUnavailable: the link broke.
+            AuthRefused: the broker refuses the subject to us.
+            NotAcked: there is none in time.
+        """
+        # One timer, and no task or scope of cancellation: this is done for each message.
+        late = f"no reply from {self.subject} in {within_s:g} s"
+        timer = asyncio.get_running_loop().call_later(within_s, lambda: self.fail(NotAcked(late)))
+        try:
+            return await self.future
+        finally:
+            timer.cancel()
+
+    def fail(self, error: FedbusError) -> None:
+        """There will be no reply."""
+        if not self.future.done():
+            self.future.set_exception(error)
 
 
 class Replies:
@@ -39,49 +84,35 @@ class Replies:
 
     def __init__(self) -> None:
         self._numbers = count(1)
-        self._waits: dict[str, tuple[str, Wait, list[Message] | None]] = {}
+        self._waits: dict[str, Wait] = {}
 
-    @contextmanager
-    def expect(self, subject: str, parts: list[Message] | None = None) -> Iterator[tuple[str, Wait]]:
-        """A number and a future, known over the block.
+    def expect(self, subject: str, parts: list[Message] | None = None) -> Wait:
+        """A wait, to be entered.
 
         Args:
             subject: what is asked; a refusal of it ends the wait.
             parts: takes the replies before the one with a status, which ends the wait.
         """
-        number, future = str(next(self._numbers)), asyncio.get_running_loop().create_future()
-        self._waits[number] = (subject, future, parts)
-        try:
-            yield number, future
-        finally:
-            del self._waits[number]
-            if future.done() and not future.cancelled():
-                future.exception()  # seen, even where nobody waited for it any more
+        return Wait(self._waits, str(next(self._numbers)), subject, parts)
 
     def take(self, message: Message) -> None:
         """A reply came."""
         wait = self._waits.get(message.subject.rsplit(".", 1)[1])
         if wait is None:
             return  # too late
-        _, future, parts = wait
-        if parts is not None and message.status is None:
-            parts.append(message)
-        elif not future.done():
-            future.set_result(message)
+        if wait.parts is not None and message.status is None:
+            wait.parts.append(message)
+        elif not wait.future.done():
+            wait.future.set_result(message)
 
     def refuse(self, report: str, who: str) -> None:
         """The broker reported that it refuses a subject; it says so late and to nobody in particular."""
-        for subject, future, _ in list(self._waits.values()):
+        for wait in list(self._waits.values()):
             # nats-py lower-cases the report.
-            if f'"{subject.lower()}"' in report.lower():
-                _fail(future, AuthRefused(f"the broker refuses {subject} to {who}"))
+            if f'"{wait.subject.lower()}"' in report.lower():
+                wait.fail(AuthRefused(f"the broker refuses {wait.subject} to {who}"))
 
     def fail(self, why: str) -> None:
         """The link broke."""
-        for _, future, _ in list(self._waits.values()):
-            _fail(future, BusUnavailable(why))
-
-
-def _fail(future: Wait, error: FedbusError) -> None:
-    if not future.done():
-        future.set_exception(error)
+        for wait in list(self._waits.values()):
+            wait.fail(BusUnavailable(why))

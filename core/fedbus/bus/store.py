@@ -163,7 +163,7 @@ class Publisher:
         self._most = window_bytes
         self.window = window_bytes
         self._flying = 0
-        self._room = asyncio.Condition()
+        self._landed = asyncio.Event()
         self.full: str | None = None  # why we wait
 
     async def put_all(
@@ -194,17 +194,17 @@ class Publisher:
         await self._put_one(subject, data, None)
 
     async def _enter(self, size: int) -> None:
-        async with self._room:
-            await self._room.wait_for(lambda: self._flying == 0 or self._flying + size <= self.window)
-            self._flying += size
+        while self._flying and self._flying + size > self.window:
+            self._landed.clear()
+            await self._landed.wait()
+        self._flying += size
 
     async def _put_one(self, subject: str, data: bytes, on_stored: Callable[[str, int], None] | None) -> None:
         try:
             await persist(self._bus, lambda: self._until_stored(subject, data))
         finally:
-            async with self._room:
-                self._flying -= len(data)
-                self._room.notify_all()
+            self._flying -= len(data)
+            self._landed.set()
         if on_stored:
             on_stored(subject, len(data))
 

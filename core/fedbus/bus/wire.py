@@ -16,10 +16,12 @@ from fedbus_schemas.base import Payload
 OnMessage = Callable[[int, str, str, bytes, Payload], None]
 OnControl = Callable[[bytes, bytes], None]
 
-BUFFER = 64 << 10
+BUFFER = 160 << 10
 # Clients may send max_payload at most, 1 MiB by default; the broker's own answers are longer at times.
 MOST_BYTES = 64 << 20
-LARGE = 32 << 10  # from here on a payload has a buffer of its own
+LARGE = (
+    128 << 10
+)  # from here on a payload has a buffer of its own; to receive in parts costs more than a copy
 LONG_HEADERS = 4 << 10  # headers above this are received with the payload, and cut off afterwards
 END = b"\r\n"
 PING, PONG = b"PING\r\n", b"PONG\r\n"

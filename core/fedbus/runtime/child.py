@@ -66,7 +66,7 @@ class Trainer:
         self._threads = threads
         self._turn = asyncio.Lock()
         self._link: ChildLink | None = None
-        self._idle: asyncio.Task[None] | None = None
+        self._idle: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self._runs: deque[str] = deque(maxlen=MOST_RUNS)
 
     @property
@@ -286,10 +286,12 @@ class Trainer:
             self._idle.cancel()
             self._idle = None
         if seconds is not None:
-            self._idle = asyncio.create_task(self._exit_after(seconds))
+            self._idle = asyncio.get_running_loop().call_later(seconds, self._retire)
 
-    async def _exit_after(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+    def _retire(self) -> None:
+        self._idle = asyncio.create_task(self._exit())
+
+    async def _exit(self) -> None:
         async with self._turn:
             self._idle = None
             await self._let_go()
@@ -324,4 +326,4 @@ def _plain(site: Site) -> dict[str, Any]:
 
 
 def _full(path: Path) -> str:
-    return os.fspath(path.absolute())
+    return os.fspath(path if path.is_absolute() else path.absolute())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 
 from fedbus.base.errors import ConfigError
 from fedbus.base.settings import variable
@@ -13,9 +14,23 @@ LEVELS = ("debug", "info", "warning", "error")
 
 
 class _Line(logging.Formatter):
+    """`14:03:59 INFO    w1: a sentence [run=…]`, with the time of a second made once."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+        self._second = 0
+        self._time = ""
+
     def format(self, record: logging.LogRecord) -> str:
-        about = " ".join(f"{key}={getattr(record, key)}" for key in _ABOUT if hasattr(record, key))
-        line = super().format(record)
+        second = int(record.created)
+        if second != self._second:
+            self._second, self._time = second, time.strftime("%H:%M:%S", time.localtime(second))
+        fields = record.__dict__
+        about = " ".join([f"{key}={fields[key]}" for key in _ABOUT if key in fields])
+        line = f"{self._time} {record.levelname:<7} {self._process}: {record.getMessage()}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
         return f"{line} [{about}]" if about else line
 
 
@@ -33,7 +48,10 @@ def set_up(process: str, level: str | None = None) -> None:
     if name not in LEVELS:
         raise ConfigError(f"unknown log level {name!r}", hint=f"use one of {', '.join(LEVELS)}")
     stream = logging.StreamHandler(sys.stderr)
-    stream.setFormatter(_Line(f"%(asctime)s %(levelname)-7s {process}: %(message)s", "%H:%M:%S"))
+    stream.setFormatter(_Line(process))
+    # What no line shows need not be found out for each.
+    logging._srcfile = None  # documented: no walk through the stack
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=name.upper(), handlers=[stream], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     logging.getLogger("nats").setLevel(logging.CRITICAL)

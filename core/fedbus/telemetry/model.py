@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 Value = str | int | float
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 
 
-@dataclass(frozen=True, slots=True)
-class SpanRef:
+class SpanRef(NamedTuple):
     """A place in a trace: what a child names as its parent. Ids in lower-case hex."""
 
     trace_id: str

@@ -18,7 +18,7 @@ from fedbus.telemetry.spans import Spans
 log = logging.getLogger(__name__)
 
 FLUSH_S = 1.0
-LEAST_S = 0.2  # between two flushes: short rounds share a message
+LEAST_S = 1.0  # between two flushes: short rounds share a message, which costs as much as their spans
 LAST_S = 1.0  # how long a process that ends gives its last spans
 
 

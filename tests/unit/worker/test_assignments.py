@@ -12,6 +12,7 @@ from fedbus_schemas.messages import Announcement, EndedRound
 from fedbus_worker.assignments import Announced
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from support.rounds import NOW, digest, plan
 
 SEATS = [Member(worker="w1", partition=2), Member(worker="w2", partition=0)]
@@ -55,6 +56,21 @@ def test_each_member_and_round_has_its_own_seed_and_another_run_repeats_it() -> 
     }
     assert len(seeds["run-1"]) == 4
     assert seeds["run-1"] == seeds["run-2"]
+
+
+def test_what_is_read_has_ones_own_seats_and_the_plan_that_its_digest_names() -> None:
+    announced = _heard(_news(3))
+    news = announced.read(_news(4).model_dump_json(by_alias=True).encode())
+    assert news == _news(4, members=SEATS[:1])
+    forged = _news(4, plan=plan(task="my.evil:Task")).model_dump_json(by_alias=True).encode()
+    assert announced.read(forged).plan == PLAN
+    assert not Announced("w1").hear(Announced("w1").read(forged)), "where the plan is not known yet"
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"7", b"{}", b'{"run": ["x"], "members": [3]}'])
+def test_what_is_no_announcement_is_refused(data: bytes) -> None:
+    with pytest.raises(ValidationError):
+        _heard(_news(3)).read(data)
 
 
 def test_a_last_model_is_scored_while_somebody_reads_the_score() -> None:
