@@ -1,7 +1,7 @@
 """What encodings lost, as files: read and written span by span, through the caller's scratch memory.
 
 A file is the lossy part of the vector as flat float32, then a CRC-32 of each chunk. It is not synced: what a
-power cut damages is noticed.
+power cut damages is noticed. Spans are read and written in any order, and in any threads.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Self
 
 import numpy as np
 
+from fedbus.bus.modelfile import read_all, write_all
 from fedbus.codec import Vector
 from fedbus.codec.grid import Grid, Span
 
@@ -65,8 +66,7 @@ class Residual:
             ResidualDamaged: it is not what was written.
         """
         kept = scratch[: span.count]
-        self._file.seek(4 * span.offset)
-        got = self._file.readinto(kept.data.cast("B"))
+        got = read_all(self._file.fileno(), kept.data.cast("B"), 4 * span.offset)
         if got != kept.nbytes or zlib.crc32(kept.data) != self._sums[span.index]:
             raise ResidualDamaged(f"is damaged in chunk {span.index}")
         values += kept
@@ -93,14 +93,12 @@ class Losing:
 
     def write(self, span: Span, values: Vector) -> None:
         """Note what is lost of one lossy span."""
-        self._file.seek(4 * span.offset)
-        self._file.write(values.data)
+        write_all(self._file.fileno(), values.data.cast("B"), 4 * span.offset)
         self._sums[span.index] = zlib.crc32(values.data)
 
     def complete(self) -> None:
         """All lossy spans are written: end the file, which can be given a name now."""
-        self._file.seek(_bytes(self._spans))
-        self._file.write(self._sums.data)
+        write_all(self._file.fileno(), self._sums.data.cast("B"), _bytes(self._spans))
         self._file.close()
 
 
