@@ -38,8 +38,11 @@ class Codec(Protocol):
         """Whether the error has the mean zero, so that it averages out over many updates."""
         ...
 
-    def encode(self, x: Vector) -> tuple[bytes, bool]:
-        """Encode a contiguous float32 vector; the flag says whether codes went through blosc2."""
+    def encode(self, x: Vector) -> tuple[bytes | memoryview, bool]:
+        """Encode a contiguous float32 vector; the flag says whether codes went through blosc2.
+
+        Where the bytes are those of `x`, they may be a view of it.
+        """
         ...
 
     def decode(self, body: memoryview, blosc: bool, out: Vector) -> None:
