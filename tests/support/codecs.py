@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedbus.codec import Codec, codecs
+from fedbus.codec import Codec, Vector, codecs
 
 # Each codec as it is, an outside package's too, and ours at the ends of their range.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in codecs.names()} | {
@@ -21,3 +21,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in cod
 def made_of(case: str) -> Codec:
     """The codec of a case."""
     return codecs.build(*CASES[case])
+
+
+def encoded(made: Codec, x: Vector) -> tuple[bytes, bool]:
+    """A body as it is once it is framed, also where the codec gives a view of the values."""
+    body, blosc = made.encode(x)
+    return bytes(body), blosc

@@ -13,6 +13,7 @@ from fedbus.base.clock import SystemClock
 from fedbus.base.errors import ConfigError, FedbusError
 from fedbus.base.settings import Settings, load, variable
 from fedbus.rounds.report import iso
+from fedbus.runtime.allocator import keep_freed
 from fedbus.runtime.child import Trainer
 from fedbus.runtime.disk import DiskNews, DiskWatch, follow
 from fedbus.runtime.logs import set_up
@@ -81,6 +82,7 @@ def join(labels: tuple[str, ...], **flags: object) -> None:
     try:
         given = {key: value for key, value in flags.items() if value not in (None, ())}
         settings = load(JoinSettings, {**given, "labels": _labels(labels)})
+        keep_freed()
         asyncio.run(_join(settings))
     except FedbusError as error:
         fail(error)

@@ -10,7 +10,7 @@ from fedbus_schemas.base import Payload
 from fedbus_schemas.update import MOST_DELTAS, ModelManifest
 
 from fedbus.base.errors import RemoteContractError
-from fedbus.bus.modelfile import read_span, scratch_of
+from fedbus.bus.modelfile import Scratch, read_span
 from fedbus.codec import Vector
 from fedbus.codec.delta import add_delta, check_values
 from fedbus.codec.framing import Framing
@@ -36,7 +36,7 @@ class Chain:
         self._start = start
         self._links = links
         self._framings = [Framing(link.codec) for link in links]
-        self._scratch = scratch_of(Grid.of(links[-1].table))
+        self._scratch = Scratch(Grid.of(links[-1].table))
 
     def __enter__(self) -> Self:
         return self
@@ -60,7 +60,7 @@ class Chain:
         return self._links[-1:] if span.group == "exact" else self._links
 
     def build(self, span: Span, chunks: Sequence[Payload], out: Vector) -> None:
-        """Make one span's values.
+        """Make one span's values, in any thread.
 
         Args:
             span: the place.
@@ -76,7 +76,8 @@ class Chain:
         for link, framing, data in zip(links, self._framings[-len(links) :], chunks, strict=True):
             digest = link.chunks[span.index]
             if link.is_delta:
-                add_delta(framing, data, digest, span, out, self._scratch)
+                with self._scratch.lent(span.count) as scratch:
+                    add_delta(framing, data, digest, span, out, scratch)
             else:
                 framing.decode(data, digest, span, out)
         listed = self._links[-1].values

@@ -11,12 +11,13 @@ from fedbus_schemas.update import ModelManifest
 
 from fedbus.bus.chain import Near
 from fedbus.bus.connection import Bus
-from fedbus.bus.modelfile import read_vector, scratch_of, write_span
+from fedbus.bus.modelfile import Scratch, read_vector, write_span
 from fedbus.bus.models import read_spans
 from fedbus.bus.threads import apart
+from fedbus.codec import Vector
 from fedbus.codec.chunk import chunk_digest
 from fedbus.codec.framing import Framing
-from fedbus.codec.grid import Grid
+from fedbus.codec.grid import Grid, Span
 
 Progress = Callable[[float], None]
 
@@ -37,13 +38,17 @@ async def download(
     grid = Grid.of(manifest.table)
     every = list(range(len(grid.spans)))
     missing = every if anew else await apart(grid.bytes, _missing, part, manifest, grid)
-    done, scratch = len(grid.spans) - len(missing), scratch_of(grid)
+    done, scratch = len(grid.spans) - len(missing), Scratch(grid)
     descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def keep(span: Span, write: Callable[[Vector], None]) -> None:
+        with scratch.lent(span.count) as values:
+            write(values)
+            write_span(descriptor, span, values)
+
     try:
-        spans = read_spans(bus, manifest, lambda span: scratch[: span.count], missing, near)
-        async with aclosing(spans):
-            async for span, values in spans:
-                await apart(values.nbytes, write_span, descriptor, span, values)
+        async with aclosing(read_spans(bus, manifest, keep, missing, near)) as spans:
+            async for _ in spans:
                 done += 1
                 progress(done / len(grid.spans))
         os.ftruncate(descriptor, grid.bytes)

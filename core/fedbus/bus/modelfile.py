@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
@@ -29,11 +30,18 @@ def read_vector(path: Path, grid: Grid) -> Iterator[tuple[Span, Vector]]:
 
 
 def read_span(file: FileIO, span: Span, values: Vector) -> None:
-    """A span's values; a file that is too short ends in values that are not finite."""
-    file.seek(4 * span.offset)
-    got = file.readinto(values.data.cast("B"))
+    """A span's values, in any thread; a file that is too short ends in values that are not finite."""
+    got = read_all(file.fileno(), values.data.cast("B"), 4 * span.offset)
     if got != values.nbytes:
-        values[(got or 0) // 4 :] = np.nan
+        values[got // 4 :] = np.nan
+
+
+def read_all(descriptor: int, view: memoryview, offset: int) -> int:
+    """Fill memory from a place in a file; returns how many bytes there are, if too few."""
+    start = offset
+    while view and (got := os.preadv(descriptor, [view], offset)):
+        view, offset = view[got:], offset + got
+    return offset - start
 
 
 def write_span(descriptor: int, span: Span, values: Vector) -> None:
@@ -88,4 +96,29 @@ def open_to_write(path: Path, grid: Grid) -> int:
 
 def scratch_of(grid: Grid) -> Vector:
     """Memory for the largest span of a grid."""
-    return np.empty(max(span.count for span in grid.spans), np.float32)
+    return np.empty(longest(grid), np.float32)
+
+
+def longest(grid: Grid) -> int:
+    """Elements of the largest span."""
+    return max(span.count for span in grid.spans)
+
+
+class Scratch:
+    """Memory for the largest span of a grid, as often as it is lent at a time, in any threads."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._longest = longest(grid)
+        self._free: list[Vector] = []
+
+    @contextmanager
+    def lent(self, count: int) -> Iterator[Vector]:
+        """A vector of `count` elements, for a while; it holds anything."""
+        try:
+            vector = self._free.pop()
+        except IndexError:
+            vector = np.empty(self._longest, np.float32)
+        try:
+            yield vector[:count]
+        finally:
+            self._free.append(vector)

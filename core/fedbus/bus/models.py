@@ -16,13 +16,16 @@ from fedbus_schemas.update import ModelManifest, TensorSpec, UpdateManifest
 from fedbus.base.errors import DigestMismatch, RemoteContractError
 from fedbus.bus.chain import Chain, Near, chain_of, nowhere
 from fedbus.bus.connection import Bus
+from fedbus.bus.modelfile import Scratch
 from fedbus.bus.store import Publisher, get, get_all
-from fedbus.bus.threads import apart
+from fedbus.bus.threads import Call, in_order
 from fedbus.codec import Vector
 from fedbus.codec.chunk import chunk_digest
 from fedbus.codec.grid import Grid, Span
 
 M = TypeVar("M", UpdateManifest, ModelManifest)
+# Finds room for a span, has its values written there, and keeps them; in any thread, several at a time.
+Keep = Callable[[Span, Callable[[Vector], None]], None]
 
 
 class PublishedModel(NamedTuple):
@@ -144,16 +147,16 @@ def pack_with_body(manifest: M, body: bytes, limit: int) -> bytes | None:
 async def read_spans(
     bus: Bus,
     manifest: ModelManifest,
-    place: Callable[[Span], Vector],
+    keep: Keep,
     only: Sequence[int] | None = None,
     near: Near = nowhere,
-) -> AsyncGenerator[tuple[Span, Vector]]:
-    """A model's values, span by span; in order, but for those that a wrong file delayed.
+) -> AsyncGenerator[Span]:
+    """Read a model's values; tells which span is kept, in order, but for those that a wrong file delayed.
 
     Args:
         bus: the connection.
         manifest: of the model.
-        place: where to put a span: a float32 vector of its length.
+        keep: gives what writes the values a float32 vector of the span's length.
         only: numbers of the spans to read; all by default.
         near: opens the file of an ancestor, where this host has it.
 
@@ -166,41 +169,64 @@ async def read_spans(
         return
     wrong: list[int] = []
     with await chain_of(manifest, partial(read_manifest, bus), near) as chain:
-        async with aclosing(_chunks(bus, chain, [spans[index] for index in wanted])) as chunks:
-            async for span, data in chunks:
-                out = place(span)
-                try:
-                    await apart(out.nbytes, chain.build, span, data, out)
-                except DigestMismatch:
-                    if not chain.begins_with_a_file:
-                        raise
-                    wrong.append(span.index)
+        calls = _builds(bus, chain, [spans[index] for index in wanted], keep)
+        async with aclosing(in_order(calls)) as built:
+            async for span, is_right in built:
+                if is_right:
+                    yield span
                 else:
-                    yield span, out
+                    wrong.append(span.index)
     if wrong:  # nobody vouched for that file
-        async with aclosing(read_spans(bus, manifest, place, wrong)) as again:
-            async for found in again:
-                yield found
+        async with aclosing(read_spans(bus, manifest, keep, wrong)) as again:
+            async for span in again:
+                yield span
 
 
-async def _chunks(
-    bus: Bus, chain: Chain, spans: Sequence[Span]
-) -> AsyncGenerator[tuple[Span, list[Payload]]]:
-    """Each span, and the chunks that it is made of."""
+async def _builds(
+    bus: Bus, chain: Chain, spans: Sequence[Span], keep: Keep
+) -> AsyncGenerator[Call[tuple[Span, bool]]]:
+    """Calls that make and keep each span, and say whether what this host has was of use."""
     links = [(link, span.index) for span in spans for link in chain.links_of(span)]
     names = [subjects.model_chunk(link.chunks[index]) for link, index in links if link.body is None]
     async with aclosing(get_all(bus, subjects.MODELS, names)) as stored:
         for span in spans:
-            yield (
-                span,
-                [await anext(stored) if link.body is None else link.body for link in chain.links_of(span)],
-            )
+            data = [await anext(stored) if link.body is None else link.body for link in chain.links_of(span)]
+            yield 4 * span.count, partial(_build, chain, span, data, keep)
+
+
+def _build(chain: Chain, span: Span, data: Sequence[Payload], keep: Keep) -> tuple[Span, bool]:
+    try:
+        keep(span, partial(chain.build, span, data))
+    except DigestMismatch:
+        if not chain.begins_with_a_file:
+            raise
+        return span, False
+    return span, True
 
 
 async def load_values(bus: Bus, manifest: ModelManifest) -> Vector:
     """A whole model in memory: one flat float32 vector in wire order."""
     values = np.empty(Grid.of(manifest.table).size, np.float32)
-    async with aclosing(read_spans(bus, manifest, lambda span: values[span.offset : span.end])) as spans:
+    await _read_all(bus, manifest, lambda span, write: write(values[span.offset : span.end]))
+    return values
+
+
+async def check_values(bus: Bus, manifest: ModelManifest) -> None:
+    """Read a whole model: digests, headers and finite numbers are checked as it is decoded.
+
+    Raises:
+        StreamMissing, DigestMismatch, ChunkRefused, RemoteContractError: what is stored is not the model.
+    """
+    scratch = Scratch(Grid.of(manifest.table))
+
+    def forget(span: Span, write: Callable[[Vector], None]) -> None:
+        with scratch.lent(span.count) as values:
+            write(values)
+
+    await _read_all(bus, manifest, forget)
+
+
+async def _read_all(bus: Bus, manifest: ModelManifest, keep: Keep) -> None:
+    async with aclosing(read_spans(bus, manifest, keep)) as spans:
         async for _ in spans:
             pass
-    return values

@@ -1,7 +1,8 @@
 """What encodings lost, as files: read and written span by span, through the caller's scratch memory.
 
 A file is the lossy part of the vector as flat float32, then a sum of each chunk. It is not synced: what a
-power cut damages, blocks that are old or empty, is noticed by the sums.
+power cut damages, blocks that are old or empty, is noticed by the sums. Spans are read and written in any
+order, and in any threads.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Self
 
 import numpy as np
 
-from fedbus.bus.modelfile import write_all, write_span
+from fedbus.bus.modelfile import read_all, write_all, write_span
 from fedbus.codec import Vector
 from fedbus.codec.grid import Grid, Span
 
@@ -66,8 +67,7 @@ class Residual:
             ResidualDamaged: it is not what was written.
         """
         kept = scratch[: span.count]
-        self._file.seek(4 * span.offset)
-        got = self._file.readinto(kept.data.cast("B"))
+        got = read_all(self._file.fileno(), kept.data.cast("B"), 4 * span.offset)
         if got != kept.nbytes or _sum(kept) != self._sums[span.index]:
             raise ResidualDamaged(f"is damaged in chunk {span.index}")
         values += kept

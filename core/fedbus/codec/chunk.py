@@ -10,17 +10,18 @@ All functions are pure and may run in any thread; hashing and blosc2 release the
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from typing import Any
 
 import msgpack
-import numpy as np
 from fedbus_schemas.base import Payload
 from fedbus_schemas.update import ChunkHeader
 from pydantic import ValidationError
 
 from fedbus.base.errors import ChunkRefused, DigestMismatch, describe
 from fedbus.codec import Codec, Vector
+from fedbus.codec.extent import peak
 from fedbus.codec.grid import Span
 
 # What a chunk may weigh beyond its raw float32 values: header, scales, and a codec's own tables.
@@ -76,7 +77,7 @@ def join_chunk(span: Span, name: str, body: bytes | memoryview, blosc: bool) -> 
 
 def decode_chunk(
     data: Payload | memoryview, digest: str, span: Span, name: str, codec: Codec, out: Vector
-) -> None:
+) -> float:
     """Verify and decode one chunk.
 
     Args:
@@ -86,6 +87,9 @@ def decode_chunk(
         name: the codec it must have, from `codec_for`.
         codec: that codec.
         out: where to, contiguous, `span.count` long; its content is undefined after an error.
+
+    Returns:
+        The largest magnitude in it.
 
     Raises:
         DigestMismatch: these are not the bytes that the manifest names.
@@ -107,8 +111,10 @@ def decode_chunk(
             f"chunk {span.index} has {span.count} from {span.offset}"
         )
     codec.decode(body, header.blosc, out)
-    if not np.isfinite(out).all():
+    largest = peak(out)
+    if not math.isfinite(largest):
         raise ChunkRefused("non-finite values")
+    return largest
 
 
 def _split(view: memoryview) -> tuple[ChunkHeader, memoryview]:

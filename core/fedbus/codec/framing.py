@@ -62,14 +62,14 @@ class Framing:
             np.subtract(x, got, out=x)
         return data
 
-    def decode(self, data: Payload, digest: str, span: Span, out: Vector) -> None:
-        """A chunk's bytes into `out`, which has the span's length.
+    def decode(self, data: Payload, digest: str, span: Span, out: Vector) -> float:
+        """A chunk's bytes into `out`, which has the span's length; returns the largest magnitude in it.
 
         Raises:
             ChunkRefused, DigestMismatch: the bytes are not what they must be.
         """
         name = codec_for(span, self.name)
-        decode_chunk(data, digest, span, name, self._codecs[name], out)
+        return decode_chunk(data, digest, span, name, self._codecs[name], out)
 
 
 def up_codec(planned: Named, base: str | None) -> Named:

@@ -17,6 +17,7 @@ from fedbus.base.errors import FedbusError
 from fedbus.base.settings import Settings, load
 from fedbus.bus import Bus
 from fedbus.bus.provision import provision, wait_provisioned
+from fedbus.runtime.allocator import keep_freed
 from fedbus.runtime.identity import credentials_of
 from fedbus.runtime.logs import set_up
 
@@ -57,6 +58,7 @@ def command(name: str, make: Callable[[Bus, Path | None], Service]) -> click.Com
         try:
             settings = load(ServiceSettings, {"dir": dir, "url": url, "ca": ca})
             set_up(name)
+            keep_freed()
             asyncio.run(_serve(name, settings, make))
         except FedbusError as error:
             fail(error)

@@ -17,6 +17,7 @@ class Running(Protocol):
     """A strategy that needs each update once, in the order of acceptance: memory O(model).
 
     The same updates in the same order give the same bits, which is what replay compares.
+    `add` and `finish` are called from several threads at once, each for other spans.
     """
 
     name: ClassVar[str]

@@ -12,12 +12,13 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 from fedbus.base.errors import CodecError, RoundError, StreamMissing
 from fedbus.bus import Bus
 from fedbus.bus.store import get_all
-from fedbus.bus.threads import apart
+from fedbus.bus.threads import Call, in_order
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing, framing_of
 from fedbus.codec.grid import Grid, Span
@@ -52,6 +53,8 @@ class _Counted:
 
 class Columns:
     """The counted updates of one round, as they are stored."""
+
+    at_once: ClassVar[int] = 1  # all spans are read into the same memory
 
     def __init__(self, bus: Bus, strategy: Columnwise, ref: RoundRef, counted: Sequence[_Counted]) -> None:
         self._bus = bus
@@ -120,18 +123,30 @@ class Columns:
         )
         async with aclosing(get_all(self._bus, subjects.UPDATES, names)) as chunks:
             for span in grid.spans:
-                for counted, row in zip(self._counted, memory, strict=True):
-                    await _decode(counted, chunks, span, row[: span.count])
+                calls = _decodings(self._counted, chunks, span, memory)
+                async with aclosing(in_order(calls)) as decoded:
+                    async for _ in decoded:
+                        pass
                 rows = memory[:, : span.count]
                 yield partial(self._strategy.combine, span.offset, rows, weights), rows.nbytes
 
 
-async def _decode(counted: _Counted, chunks: AsyncGenerator[Payload], span: Span, out: Vector) -> None:
-    manifest = counted.manifest
+async def _decodings(
+    updates: Sequence[_Counted], chunks: AsyncGenerator[Payload], span: Span, memory: Vector
+) -> AsyncGenerator[Call[None]]:
+    """Calls that put each update's values of a span into a row of its own."""
+    for counted, row in zip(updates, memory, strict=True):
+        try:
+            data = await anext(chunks) if counted.manifest.body is None else counted.manifest.body
+        except StreamMissing as error:
+            raise Corrupted(counted.update, Refusal.unreadable(error, span.index)) from None
+        yield 4 * span.count, partial(_decode, counted, data, span, row[: span.count])
+
+
+def _decode(counted: _Counted, data: Payload, span: Span, out: Vector) -> None:
     try:
-        data = await anext(chunks) if manifest.body is None else manifest.body
-        await apart(out.nbytes, counted.framing.decode, data, manifest.chunks[span.index], span, out)
-    except (CodecError, StreamMissing) as error:
+        counted.framing.decode(data, counted.manifest.chunks[span.index], span, out)
+    except CodecError as error:
         raise Corrupted(counted.update, Refusal.unreadable(error, span.index)) from None
 
 

@@ -138,7 +138,7 @@ class Folding:
         """
         source = await self._source(ref, round_)
         assert self._table is not None
-        return await self._publishing.publish(NextModel(ref, self._base, self._table, source.means))
+        return await self._publishing.publish(NextModel(ref, self._base, self._table, source))
 
     async def _source(self, ref: RoundRef, round_: Round) -> Sum | Columns:
         """What the mean is made of; brings the tensors of a first model."""

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, ExitStack, aclosing, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from io import FileIO
 
 from fedbus.bus import Bus
 from fedbus.bus.modelcache import CachedModel, ModelCache
 from fedbus.bus.modelfile import open_to_write
 from fedbus.bus.models import publish_model
 from fedbus.bus.residualfile import Losing, Residual, ResidualDamaged
-from fedbus.bus.threads import apart
+from fedbus.bus.threads import Call, in_order
 from fedbus.codec.framing import Framing, down_codec
 from fedbus.codec.grid import Grid
 from fedbus.rounds.broadcast import travels_whole
@@ -28,7 +30,7 @@ from fedbus_schemas.update import TensorSpec
 
 from fedbus_aggregator.residuals import Residuals
 from fedbus_aggregator.sealing import Sealing
-from fedbus_aggregator.sums import Mean
+from fedbus_aggregator.sums import Means
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +43,13 @@ class NextModel:
         ref: the round.
         base: digest of the model that it started from; None: the update is the model.
         table: its tensors.
-        means: the mean update, span by span.
+        means: the mean update.
     """
 
     ref: RoundRef
     base: str | None
     table: list[TensorSpec]
-    means: Callable[[Grid], AsyncGenerator[Mean]]
+    means: Means
 
 
 def residuals_of(models: ModelCache) -> Residuals:
@@ -106,11 +108,10 @@ class Publishing:
                 part = files.enter_context(self._lost.making(ref))
                 losing = files.enter_context(Losing(part, grid))
             framing = Framing(coded.name, coded.params)
-            sealing = Sealing(grid, framing, base.path if base else None, file, lost, losing)
-            async with (
-                aclosing(wanted.means(grid)) as means,
-                aclosing(_chunks(means, sealing)) as chunks,
-            ):
+            before = files.enter_context(FileIO(base.path)) if base else None
+            sealing = Sealing(grid, framing, before, file, lost, losing)
+            calls = _calls(grid, wanted.means, sealing)
+            async with aclosing(in_order(calls, wanted.means.at_once)) as chunks:
                 digest, manifest, size = await publish_model(
                     self._bus,
                     chunks,
@@ -130,6 +131,8 @@ class Publishing:
         return digest, size
 
 
-async def _chunks(means: AsyncGenerator[Mean], sealing: Sealing) -> AsyncGenerator[bytes]:
-    async for write_mean, size in means:
-        yield await apart(size, sealing.seal, write_mean)
+async def _calls(grid: Grid, means: Means, sealing: Sealing) -> AsyncGenerator[Call[bytes]]:
+    async with aclosing(means.means(grid)) as made:
+        for span in grid.spans:
+            write_mean, size = await anext(made)
+            yield size, partial(sealing.seal, span, write_mean)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from fedbus.base.errors import CodecError, StreamMissing, describe
 from fedbus.bus import Bus
-from fedbus.bus.modelfile import scratch_of
+from fedbus.bus.modelfile import Scratch
 from fedbus.bus.store import get, get_chunks
-from fedbus.bus.threads import apart
+from fedbus.bus.threads import Call, in_order
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing, framing_of
 from fedbus.codec.grid import Grid, Span
@@ -29,6 +31,8 @@ from pydantic import ValidationError
 
 # Thousands of updates of this size still add up to a finite float32 sum.
 MOST_WEIGHTED = 1e32
+# Where a span's values go, for as long as they are looked at.
+Place = Callable[[Span], AbstractContextManager[Vector]]
 # Share of the free memory that one model may take: its sum and one scratch vector.
 MEMORY_SHARE = 0.8
 
@@ -136,41 +140,62 @@ class UpdateReader:
     async def _decode(
         self, ref: RoundRef, manifest: UpdateManifest, grid: Grid, values: Vector | None
     ) -> int | Refusal:
-        """Decode every chunk into its place, or one over the other; returns what they weigh."""
+        """Decode every chunk into its place, or into memory that is used again; returns what they weigh."""
         total = 0
-        scratch = scratch_of(grid) if values is None else values
-        seat = (manifest.worker, manifest.node, manifest.attempt)
+        async with aclosing(in_order(self._decodings(ref, manifest, grid, values))) as decoded:
+            async for size in decoded:
+                if isinstance(size, Refusal):
+                    return size
+                total += size
+        return total
+
+    async def _decodings(
+        self, ref: RoundRef, manifest: UpdateManifest, grid: Grid, values: Vector | None
+    ) -> AsyncGenerator[Call[int | Refusal]]:
+        """Calls that decode a chunk each."""
+        seat, total = (manifest.worker, manifest.node, manifest.attempt), 0
         names = [subjects.update(ref.run, ref.number, *seat, i) for i in range(len(manifest.chunks))]
-        framing = framing_of(manifest, self._plan.codec.up)
+        framing, place = framing_of(manifest, self._plan.codec.up), _places(grid, values)
         async with aclosing(get_chunks(self._bus, subjects.UPDATES, names, manifest.body)) as chunks:
-            for span, digest in zip(grid.spans, manifest.chunks, strict=True):
+            for span in grid.spans:
                 try:
                     data = await anext(chunks)
-                    total += len(data)
-                    if total > manifest.size_bytes:
-                        said = (
-                            f"chunks weigh more than the {manifest.size_bytes} bytes that the manifest says"
-                        )
-                        return Refusal("wrong-size", said, span.index)
-                    start = 0 if values is None else span.offset
-                    out = scratch[start : start + span.count]
-                    peak = await apart(out.nbytes, _decode, framing, data, digest, span, out)
-                except (CodecError, StreamMissing) as error:
-                    return Refusal.unreadable(error, span.index)
-                if peak * manifest.num_examples > MOST_WEIGHTED:
-                    said = f"value times examples reaches {peak * manifest.num_examples:.1e}"
-                    return Refusal("out-of-range", f"{said}, allowed {MOST_WEIGHTED:.0e}", span.index)
-        return total
+                except StreamMissing as error:
+                    yield 0, partial(Refusal.unreadable, error, span.index)
+                    return
+                total += len(data)
+                if total > manifest.size_bytes:
+                    said = f"chunks weigh more than the {manifest.size_bytes} bytes that the manifest says"
+                    yield 0, partial(Refusal, "wrong-size", said, span.index)
+                    return
+                yield 4 * span.count, partial(_decode, manifest, framing, data, span, place)
 
     def _scratch(self, size: int) -> Vector:
         self._free = [vector for vector in self._free if vector.size == size]
         return self._free.pop() if self._free else np.empty(size, np.float32)
 
 
-def _decode(framing: Framing, data: Payload, digest: str, span: Span, out: Vector) -> float:
-    """Decode a chunk; returns the largest magnitude in it."""
-    framing.decode(data, digest, span, out)
-    return max(float(out.max()), -float(out.min()))
+def _places(grid: Grid, values: Vector | None) -> Place:
+    """The parts of a vector, or, where nobody wants the values, memory that is used again."""
+    if values is None:
+        scratch = Scratch(grid)
+        return lambda span: scratch.lent(span.count)
+    return lambda span: nullcontext(values[span.offset : span.end])
+
+
+def _decode(
+    manifest: UpdateManifest, framing: Framing, data: Payload, span: Span, place: Place
+) -> int | Refusal:
+    """Decode a chunk into its place; returns what it weighs."""
+    try:
+        with place(span) as out:
+            peak = framing.decode(data, manifest.chunks[span.index], span, out)
+    except CodecError as error:
+        return Refusal.unreadable(error, span.index)
+    if peak * manifest.num_examples > MOST_WEIGHTED:
+        said = f"value times examples reaches {peak * manifest.num_examples:.1e}"
+        return Refusal("out-of-range", f"{said}, allowed {MOST_WEIGHTED:.0e}", span.index)
+    return len(data)
 
 
 def _lacks_memory(grid: Grid, free_vectors: int) -> Refusal | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from functools import partial
+from typing import ClassVar, Protocol
 
-from fedbus.bus.threads import apart
+from fedbus.bus.threads import WIDTH, Call, apart, in_order
 from fedbus.codec import Vector
 from fedbus.codec.grid import CHUNK_ELEMENTS, Grid
 from fedbus.strategies import Running
@@ -15,12 +17,27 @@ from fedbus_schemas.update import TensorSpec
 Mean = tuple[Callable[[Vector], None], int]
 
 
+class Means(Protocol):
+    """What mean updates are made of."""
+
+    @property
+    def at_once(self) -> int | None:
+        """Of how many spans the mean may be written at a time; None: of any number."""
+        ...
+
+    def means(self, grid: Grid) -> AsyncGenerator[Mean]:
+        """The mean update, span by span."""
+        ...
+
+
 class Sum:
     """Updates of one round, added one after the other.
 
     Args:
         strategy: how they add up; it holds the memory, for one model.
     """
+
+    at_once: ClassVar[None] = None
 
     def __init__(self, strategy: Running) -> None:
         self._strategy = strategy
@@ -43,7 +60,10 @@ class Sum:
 
     async def add(self, key: str, values: Vector, weight: float) -> None:
         """Add one update; its values are spoilt."""
-        await apart(values.nbytes, self._add, values, weight)
+        async with aclosing(in_order(self._parts(values, weight))) as added:
+            async for _ in added:
+                pass
+        self._strategy.counted(weight)
         self._added.append(key)
 
     async def means(self, grid: Grid) -> AsyncGenerator[Mean]:
@@ -51,7 +71,13 @@ class Sum:
         for span in grid.spans:
             yield partial(self._strategy.finish, span.offset), 4 * span.count
 
-    def _add(self, values: Vector, weight: float) -> None:
+    async def _parts(self, values: Vector, weight: float) -> AsyncGenerator[Call[None]]:
+        """A part for each thread, of whole chunks: a hop costs as much as adding one."""
+        each = -(-values.size // (WIDTH * CHUNK_ELEMENTS)) * CHUNK_ELEMENTS
+        for start in range(0, values.size, each):
+            part = values[start : start + each]
+            yield part.nbytes, partial(self._add, start, part, weight)
+
+    def _add(self, offset: int, values: Vector, weight: float) -> None:
         for start in range(0, values.size, CHUNK_ELEMENTS):
-            self._strategy.add(start, values[start : start + CHUNK_ELEMENTS], weight)
-        self._strategy.counted(weight)
+            self._strategy.add(offset + start, values[start : start + CHUNK_ELEMENTS], weight)

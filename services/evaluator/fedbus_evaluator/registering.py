@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from contextlib import aclosing
 
-import numpy as np
 from fedbus.base.clock import Clock
 from fedbus.base.errors import CodecError, ModelRefused, RemoteContractError, StreamMissing
 from fedbus.bus import Bus
-from fedbus.bus.models import read_manifest, read_spans
+from fedbus.bus.models import check_values, read_manifest
 from fedbus.bus.registry import Registry
 from fedbus.bus.runs import Runs
-from fedbus.codec.grid import CHUNK_ELEMENTS, Grid
+from fedbus.codec.grid import Grid
 from fedbus.rounds.fold import Round
 from fedbus.rounds.report import round_metrics
 from fedbus.rounds.versions import version_of
@@ -129,10 +127,7 @@ class Registering:
             manifest = await read_manifest(self._bus, command.digest)
             if (manifest.run, manifest.round, manifest.parent) != (command.name, 0, None):
                 raise ModelRefused("the manifest is that of another model")
-            scratch = np.empty(min(CHUNK_ELEMENTS, Grid.of(manifest.table).size), np.float32)
-            async with aclosing(read_spans(self._bus, manifest, lambda span: scratch[: span.count])) as spans:
-                async for _ in spans:
-                    pass  # digests, headers and finite numbers are checked as it is decoded
+            await check_values(self._bus, manifest)
         except (StreamMissing, CodecError, RemoteContractError) as error:
             raise ModelRefused(f"the model is not whole: {error.message}") from error
         return manifest

@@ -6,6 +6,7 @@ import os
 import tracemalloc
 from collections.abc import Callable
 from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -51,11 +52,12 @@ def seal(folder: Path, grid: Grid, update: Vector, *, whole: bool) -> list[bytes
         residual = files.enter_context(Residual(lost, grid)) if lost.exists() else None
         losing = None if whole else files.enter_context(Losing(folder / "losing", grid))
         framing = Framing("dense" if whole else "ecq")
-        sealing = Sealing(grid, framing, folder / "base", file, residual, losing)
-        chunks = [sealing.seal(giving(update, span)) for span in grid.spans]
+        base = files.enter_context(FileIO(folder / "base"))
+        sealing = Sealing(grid, framing, base, file, residual, losing)
+        chunks = [sealing.seal(span, giving(update, span)) for span in grid.spans]
         if losing is not None:
             losing.complete()
-    assert len(sealing.digests) == (0 if whole else len(grid.spans))
+    assert all(sealing.digests) == (not whole)
     return chunks
 
 
