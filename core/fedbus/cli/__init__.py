@@ -12,6 +12,7 @@ from fedbus.base.errors import FedbusError
 from fedbus.base.settings import check_environment
 from fedbus.cli.completion import completion
 from fedbus.cli.demo import demo
+from fedbus.cli.explaining import explain
 from fedbus.cli.members import invite_group, worker_group
 from fedbus.cli.models import model_group
 from fedbus.cli.plans import plan_group
@@ -41,6 +42,7 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
+round_group.add_command(explain)
 round_group.add_command(trace)
 main.add_command(round_group)
 main.add_command(model_group)
