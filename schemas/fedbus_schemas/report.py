@@ -180,6 +180,25 @@ class ExplainReport(Wire):
     hints: list[HintReport]
 
 
+class BackupReport(Wire):
+    """A backup that was made; `stopped_s` is how long the broker stood still for it."""
+
+    backup: str
+    files: int
+    bytes: int
+    seconds: float
+    stopped_s: float
+
+
+class RestoreReport(Wire):
+    """A stack that was made from a backup, and which of its runs go on. `made_at`: seconds since 1970."""
+
+    folder: str
+    bytes: int
+    made_at: float
+    open_runs: list[str]
+
+
 class ErrorBody(Wire):
     """An error as a program reads it."""
 

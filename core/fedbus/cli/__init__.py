@@ -10,6 +10,7 @@ import click
 
 from fedbus.base.errors import FedbusError
 from fedbus.base.settings import check_environment
+from fedbus.cli.backup import backup, restore
 from fedbus.cli.completion import completion
 from fedbus.cli.demo import demo
 from fedbus.cli.explaining import explain
@@ -50,5 +51,7 @@ main.add_command(demo)
 main.add_command(invite_group)
 main.add_command(worker_group)
 main.add_command(up)
+main.add_command(backup)
+main.add_command(restore)
 main.add_command(plan_group)
 main.add_command(completion)

@@ -313,7 +313,7 @@ def announcement(record: RunRecord, number: int, round_: Round, ended: Mapping[i
     last = max(closed, default=None)
     return Announcement(
         run=record.name,
-        run_at=record.created_at,
+        run_at=record.restored_at or record.created_at,
         round=number,
         state="open" if round_.state == "open" else "closed",
         over=round_.aborted is not None or (round_.state != "open" and number >= record.plan.rounds),
