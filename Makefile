@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo bench bench-codecs bench-memory bench-peers test fuzz lint types fmt clean install containers
+.PHONY: demo bench bench-codecs bench-memory bench-peers chaos test fuzz lint types fmt clean install containers
 
 install: $(STAMP)
 
@@ -33,6 +33,11 @@ bench-peers: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Kills and stops processes of a federation, again and again; the short form is part of `test`.
+FAULTS ?= 200
+chaos: $(STAMP)
+	PYTHONPATH=$$PYTHONPATH:tests $(BIN)/python -m support.storm --faults $(FAULTS) $(if $(MINUTES),--minutes $(MINUTES))
 
 # 100,000 hostile chunks; the short form is part of `test`.
 fuzz: $(STAMP)

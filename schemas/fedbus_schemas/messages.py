@@ -33,7 +33,9 @@ class Announcement(Wire):
     """A round's contract, the same for all. FB_ANNOUNCE keeps the last one per run."""
 
     run: RunName
-    run_at: Seconds = Field(description="when the run was started: two hubs may give runs one name")
+    run_at: Seconds = Field(
+        description="when the run was started, or restored: two hubs may give runs one name"
+    )
     round: RoundNumber
     state: Literal["open", "closed"]
     over: bool = Field(False, description="no other round follows")
@@ -169,6 +171,7 @@ class RunRecord(Wire):
     plan: Plan
     plan_digest: Digest
     created_at: Seconds
+    restored_at: Seconds | None = Field(None, description="when a backup of it was restored, at the last")
     token: Token = Field(description="of the command that started it")
     open_round: RoundNumber = 0
     open_seq: int = Field(1, ge=1, description="a restarted reader of FB_ROUNDS begins here")

@@ -108,6 +108,9 @@ class Close(Wire):
     deadline_s: float = Field(
         600.0, gt=0, le=30 * 86400, description="seconds after opening, then close or abort"
     )
+    adaptive: float = Field(
+        0.0, ge=0, le=1000, description="by earlier rounds: median time plus so many deviations; 0: not"
+    )
     late: Literal["discard"] = "discard"
 
 

@@ -132,6 +132,73 @@ class TraceReport(Wire):
     spans: list[SpanReport]
 
 
+class PathStepReport(Wire):
+    """A part of a round's critical path. `share` is of the round."""
+
+    name: str
+    party: str
+    seconds: float
+    share: float
+
+
+class PaceReport(Wire):
+    """How one member came along in a round.
+
+    `settled_s` is how long after the opening the log said so, `phases` the seconds that it spent in each.
+    `clock_s` is how far its clock is ahead of the log's at the least; 0 where nothing says that it is off.
+    """
+
+    worker: str
+    node: str
+    outcome: str
+    settled_s: float | None
+    phases: dict[str, float]
+    clock_s: float
+
+
+class HintReport(Wire):
+    """What would have made a round faster."""
+
+    code: str
+    reason: str
+    saves_s: float
+
+
+class ExplainReport(Wire):
+    """Where the time of a round went; `last` is the worker that it waited for at the end, or waits for."""
+
+    run: str
+    round: int
+    state: RoundState
+    code: str | None
+    reason: str | None
+    seconds: float
+    path: list[PathStepReport]
+    last: str | None
+    last_did: str | None
+    workers: list[PaceReport]
+    hints: list[HintReport]
+
+
+class BackupReport(Wire):
+    """A backup that was made; `stopped_s` is how long the broker stood still for it."""
+
+    backup: str
+    files: int
+    bytes: int
+    seconds: float
+    stopped_s: float
+
+
+class RestoreReport(Wire):
+    """A stack that was made from a backup, and which of its runs go on. `made_at`: seconds since 1970."""
+
+    folder: str
+    bytes: int
+    made_at: float
+    open_runs: list[str]
+
+
 class ErrorBody(Wire):
     """An error as a program reads it."""
 

@@ -184,6 +184,20 @@ def test_the_example_plan_is_a_plan() -> None:
     assert set(values) == set(type(plan).model_fields) - {"model", "privacy"}
 
 
+def test_the_demo_goes_on_whoever_is_killed_and_tells_what_happened(tmp_path: Path) -> None:
+    with shell(tmp_path) as typed:
+        done = typed.run("fedbus", "demo", "--chaos", "--rounds", "3", "--workers", "2", "--json")
+    assert done.code == 0, done.err
+    rounds = json.loads(done.out)["rounds"]
+    assert [r["accepted"] for r in rounds] == [2, 2, 2]
+    story = done.err.partition("what happened\n")[2].splitlines()
+    assert story[0].startswith("  round 2: the aggregator killed; it finished after ")
+    assert story[1].startswith("  round 3: the broker killed; it finished after ")
+    assert story[2].startswith("  3 rounds, 6 updates counted, 0 missing")
+    for name in ("aggregator", "broker"):
+        assert f"{name} was ended by SIGKILL; started again after " in done.err
+
+
 def test_the_demo_trains_digits_and_leaves_nothing_behind(tmp_path: Path) -> None:
     with shell(tmp_path) as typed:
         done = typed.run("fedbus", "demo", "--json")

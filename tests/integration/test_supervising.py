@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 from fedbus.api.federation import Federation
 from fedbus.base.errors import StreamFull
+from fedbus.runtime import alive
 from fedbus.runtime import supervisor as supervisors
 from fedbus.runtime.disk import GIB
 from fedbus.runtime.logfile import MOST_LOG_BYTES
@@ -90,6 +91,32 @@ async def test_what_cannot_be_looked_after_is_told_of_once_and_the_rest_is(tmp_p
         stack.broker.kill()
         await until(lambda: len(said) == 2, "the broker is started again")
         assert said[1].startswith("broker was ended by SIGKILL; started again")
+
+
+async def test_what_hangs_is_ended_and_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (alive, supervisors):
+        monkeypatch.setattr(module, "SILENT_S", 2.0)
+    async with supervised(tmp_path) as (stack, said):
+        stack.start_services(["planner"])
+        async with await Federation.connect(stack.broker.accounts.credentials("operator")) as federation:
+            await federation.wait_for("planner", 30)
+            run = await federation.start(PLAN)
+            stack.write_pids()
+            for name in ("planner", "broker"):
+                known = read_stack(stack.folder)
+                assert known is not None
+                before = known.processes["planner"] if name == "planner" else known.broker_pid
+                assert before is not None
+                said.clear()
+                os.kill(before, signal.SIGSTOP)
+                await until(lambda: said, f"{name} is started again")
+                assert said[0].startswith(f"{name} gave no sign of life for over 2 s, and was ended; started")
+                with pytest.raises(ProcessLookupError):
+                    os.kill(before, 0)
+            await federation.wait_for("planner", 30)
+            assert (await federation.run(run)).state == "waiting"
+            # What is well is left alone: it gives signs, and the broker answers.
+            assert not any("planner" in line for line in said)
 
 
 async def test_a_broker_may_store_more_once_its_disk_has_more_room(

@@ -12,6 +12,7 @@ from fedbus.base.clock import SystemClock
 from fedbus.base.errors import ConfigError
 from fedbus.bus import Bus, Credentials, Message
 from fedbus.bus.provision import provision
+from fedbus.cli.explaining import explained
 from fedbus.cli.waterfall import waterfall
 from fedbus.telemetry.model import Span, SpanRef
 from fedbus.telemetry.spans import step
@@ -98,6 +99,33 @@ async def test_a_failing_task_says_why_in_its_span(
         assert any(
             line.startswith("train of f1: ") and "the disk of this host is gone" in line for line in lines
         )
+
+
+async def test_a_worker_that_was_slowed_on_purpose_is_named_with_what_it_did(
+    credentials: Callable[[str], Credentials], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_walk(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    async with federation(credentials, tmp_path, workers=[]) as parties:
+        for name, slow in (("e1", "0"), ("e2", "1.5"), ("e3", "0")):
+            labels = {"name": name, "examples": "1", "slow": slow}
+            await parties.join(name, tasks=(TASK,), labels=labels)
+        run = await parties.start(walk(rounds=2, close={"quorum": 2}), "explained")
+        await parties.finished(run)
+        await stored(parties, run, 2, "round", "publish-model", "upload")
+        found = await parties.api.explain(run, 2)
+        assert (found.last, found.last_did) == ("e2", "train")
+        assert sum(step.seconds for step in found.path) == pytest.approx(found.seconds, abs=1e-3)
+        trained = next(step for step in found.path if step.name == "train")
+        assert trained.party == "e2"
+        assert trained.seconds >= 1.5
+        assert {"straggler", "slow-train"} <= {hint.code for hint in found.hints}
+        drawn = Console(width=80, record=True, file=StringIO())
+        drawn.print(explained(found))
+        text = drawn.export_text()
+        assert text.startswith("explained/2 finished: ")
+        assert "; e2 was last, most of its time in train" in text
+        assert "close.target: 2 [straggler]" in " ".join(text.split())
 
 
 async def test_a_task_that_counted_did_not_fail_though_its_round_was_closed_first(

@@ -21,7 +21,11 @@ from fedbus_schemas.registry import ImportModel, ModelVersion
 from fedbus_schemas.report import (
     ErrorBody,
     ErrorReport,
+    ExplainReport,
+    HintReport,
     ModelDetails,
+    PaceReport,
+    PathStepReport,
     RefusalReport,
     RoundReport,
     RunReport,
@@ -234,6 +238,23 @@ JSON: dict[str, Wire] = {
                 error="the broker refused",
             )
         ],
+    ),
+    "report-explain": ExplainReport(
+        run="run-0001",
+        round=2,
+        state="finished",
+        code=None,
+        reason=None,
+        seconds=2.0,
+        path=[PathStepReport(name="train", party="w1", seconds=1.5, share=0.75)],
+        last="w1",
+        last_did="train",
+        workers=[
+            PaceReport(
+                worker="w1", node="0", outcome="accepted", settled_s=1.9, phases={"train": 1.5}, clock_s=-0.5
+            )
+        ],
+        hints=[HintReport(code="straggler", reason="without w1", saves_s=1.0)],
     ),
     **ROSTER,
     "report-error": ErrorReport(error=ErrorBody(code="plan-refused", message="no", hint="say yes")),

@@ -1,7 +1,8 @@
 """A user's own task, as a module in the current folder: a random walk that keeps what it added.
 
 So a test can add it up by itself. Labels of the worker steer it: `name` and `examples` are what it says of
-itself, `broken` is a round in which it fails, `how` in what way.
+itself, `broken` is a round in which it fails, `how` in what way; `slow` is how many seconds longer it
+takes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 ELEMENTS = 300_000  # two chunks
 TASK = "walk_for_tests:Walk"
 WALK = """
-import os, signal
+import os, signal, time
 from dataclasses import dataclass
 import numpy as np
 from fedbus import Evaluated, Trained, TrainingTask
@@ -39,6 +40,7 @@ class Walk(TrainingTask):
             file.write(str(os.getpid()))
         if labels.get("broken") == str(step.round):
             self.break_(labels.get("how"))
+        time.sleep(float(labels.get("slow", 0)))
         before = model["w"].copy()
         model["w"] += np.random.default_rng(step.seed).normal(size=len(before)).astype(np.float32)
         np.save(f"{labels['name']}.{step.round}.npy", model["w"] - before)

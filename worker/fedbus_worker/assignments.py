@@ -97,10 +97,11 @@ class Announced:
             return False
         self._last[announcement.run] = announcement
         # The round before may still have its files here, and its refusal in our inbox.
+        same = known is not None and known.run_at == announcement.run_at
         self._given_up = {
             (ref, scoring)
             for ref, scoring in self._given_up
-            if ref.run != announcement.run or ref.number >= announcement.round - 1
+            if ref.run != announcement.run or (same and ref.number >= announcement.round - 1)
         }
         return True
 
@@ -184,7 +185,10 @@ def _is_newer(new: Announcement, old: Announcement) -> bool:
     return _progress(new) > _progress(old)
 
 
-def _progress(announcement: Announcement) -> tuple[int, bool, bool]:
-    """A round is open, then closed; a run's last round then asks for a score of what it made."""
+def _progress(announcement: Announcement) -> tuple[float, int, bool, bool]:
+    """A round is open, then closed; a run's last round then asks for a score of what it made.
+
+    A run that is restored from a backup begins again at an earlier round.
+    """
     closed = announcement.state == "closed"
-    return announcement.round, closed, closed and announcement.score is not None
+    return announcement.run_at, announcement.round, closed, closed and announcement.score is not None

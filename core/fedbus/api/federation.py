@@ -19,8 +19,9 @@ from fedbus_schemas.messages import (
     StartRun,
     Waiting,
 )
-from fedbus_schemas.report import RoundReport, RunReport, RunSummary
+from fedbus_schemas.report import ExplainReport, RoundReport, RunReport, RunSummary
 
+from fedbus.api.explanations import read_explanation
 from fedbus.api.members import Members
 from fedbus.api.models import Models
 from fedbus.api.traces import Trace, read_trace
@@ -137,6 +138,14 @@ class Federation:
             UnknownRun: no such run, or it has no such round yet.
         """
         return await read_trace(self._bus, RoundRef(run, number))
+
+    async def explain(self, run: str, number: int) -> ExplainReport:
+        """Where the time of one round went, who was last, and what would have made it faster.
+
+        Raises:
+            UnknownRun: no such run, or it has no such round yet.
+        """
+        return await read_explanation(self._bus, RoundRef(run, number), await self.waiting(run))
 
     async def waiting(self, run: str) -> Waiting:
         """What a run waits for, as the planner says; where no planner answers, that."""

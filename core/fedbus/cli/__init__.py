@@ -10,8 +10,10 @@ import click
 
 from fedbus.base.errors import FedbusError
 from fedbus.base.settings import check_environment
+from fedbus.cli.backup import backup, restore
 from fedbus.cli.completion import completion
 from fedbus.cli.demo import demo
+from fedbus.cli.explaining import explain
 from fedbus.cli.members import invite_group, worker_group
 from fedbus.cli.models import model_group
 from fedbus.cli.plans import plan_group
@@ -41,6 +43,7 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
+round_group.add_command(explain)
 round_group.add_command(trace)
 main.add_command(round_group)
 main.add_command(model_group)
@@ -48,5 +51,7 @@ main.add_command(demo)
 main.add_command(invite_group)
 main.add_command(worker_group)
 main.add_command(up)
+main.add_command(backup)
+main.add_command(restore)
 main.add_command(plan_group)
 main.add_command(completion)

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from fedbus.cli.output import dir_option, json_option, reporting
+from fedbus.runtime.alive import keep_saying_alive
 from fedbus.runtime.identity import DEFAULT_DIR, stack_folder
 from fedbus.runtime.listening import LOOPBACK
 from fedbus.runtime.stack import BROKER, LocalStack
@@ -32,7 +33,7 @@ from fedbus.runtime.supervisor import Supervisor
 def up(folder: Path | None, listen: str, standby: bool, as_json: bool) -> None:
     """Run a federation's broker and services on this machine, until Ctrl-C or SIGTERM.
 
-    What dies is started again. All state is in the folder: started again there, also
+    What dies or hangs is started again. All state is in the folder: started again there, also
     after a restart of the machine, open runs go on by themselves. A second Ctrl-C kills.
     """
     asyncio.run(_up(LocalStack(stack_folder(folder), listen=listen), standby, as_json))
@@ -64,8 +65,10 @@ async def _up(stack: LocalStack, standby: bool, as_json: bool) -> None:
             )
         supervising = asyncio.create_task(Supervisor(stack, _say).run())
         waiting = asyncio.create_task(told.wait())
+        alive = asyncio.create_task(keep_saying_alive())
         await asyncio.wait([supervising, waiting], return_when=asyncio.FIRST_COMPLETED)
         supervising.cancel()
+        alive.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await supervising
     finally:

@@ -8,10 +8,11 @@ bounded.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
+from statistics import median
 
 from fedbus_schemas.plan import MOST_MEMBERS, Plan
 
@@ -20,6 +21,8 @@ from fedbus.rounds.reasons import AbortCode, CloseCode, WaitCode
 
 # An aggregator that gives no verdict for so long after the deadline is not waited for.
 VERDICT_GRACE_S = 60.0
+# An adaptive deadline leaves this much at the least: of the median, and in seconds.
+ENOUGH, LEAST_DEADLINE_S = 2.0, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,34 @@ def seats(plan: Plan, eligible: int) -> tuple[int, int]:
 def _times(share: float, count: int) -> int:
     """Round up a share as it was written: 0.07 of 100 is 7, though 0.07 * 100 is a little more."""
     return ceil(Fraction(repr(share)) * count)
+
+
+def deadline_of_next(plan: Plan, before: Iterable[Round]) -> float:
+    """Seconds that the next round has.
+
+    Where the plan says `adaptive: k`, that is the median of its members' times in earlier rounds, plus k
+    median absolute deviations; at least ENOUGH medians and LEAST_DEADLINE_S, at most `deadline_s`.
+    A member that a deadline cut off would have taken longer: it counts with all the time that it had.
+
+    Args:
+        plan: of the run.
+        before: earlier rounds of it.
+    """
+    most = plan.close.deadline_s
+    times = [time for round_ in before for time in _times_of(round_)]
+    if not plan.close.adaptive or not times:
+        return most
+    middle = median(times)
+    spread = median(abs(time - middle) for time in times)
+    return min(most, max(middle + plan.close.adaptive * spread, ENOUGH * middle, LEAST_DEADLINE_S))
+
+
+def _times_of(round_: Round) -> list[float]:
+    opened, cut_off = round_.opened, round_.closing or round_.aborted
+    if opened is None or opened.base is None or cut_off is None:
+        return []  # the first model is made by whoever is the first
+    missed = len(round_.awaited) if cut_off.code == "deadline" else 0
+    return [at - opened.at for at in round_.accepted_at.values()] + [cut_off.at - opened.at] * missed
 
 
 def rule(round_: Round, now: float, manifests: Collection[Attempt] | None) -> Ruling:

@@ -56,6 +56,7 @@ class Round:
     keys: set[str] = field(default_factory=set)
     ignored: list[str] = field(default_factory=list)
     seats: frozenset[Seat] = frozenset()
+    accepted_at: dict[Seat, float] = field(default_factory=dict)  # seconds since 1970
     _updates: dict[Seat, AcceptedUpdate] = field(default_factory=dict, repr=False)
 
     @property
@@ -240,6 +241,7 @@ class Round:
                 taken.add(seat)
                 self._updates[seat] = update
                 self.accepted.append(update)
+                self.accepted_at[seat] = entry.at
                 self.keys.add(update.key)
         self.lost = [lost for lost in self.lost if (lost.worker, lost.node) not in taken]
         return None if taken else "names no update that can count"

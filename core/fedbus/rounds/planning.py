@@ -16,7 +16,17 @@ from fedbus_schemas.log import Aborted, Closing, Entry, Excluded, Finished, Memb
 from fedbus_schemas.messages import Announcement, EndedRound, Notice, RunRecord
 from fedbus_schemas.plan import Plan
 
-from fedbus.rounds.close import Abort, Attempt, Close, Hold, ListManifests, resolve, rule, seats
+from fedbus.rounds.close import (
+    Abort,
+    Attempt,
+    Close,
+    Hold,
+    ListManifests,
+    deadline_of_next,
+    resolve,
+    rule,
+    seats,
+)
 from fedbus.rounds.evaluating import last_score_s, to_score
 from fedbus.rounds.fold import Round
 from fedbus.rounds.reasons import AbortCode, LossCode, WaitCode
@@ -43,6 +53,7 @@ class Open:
     members: list[Member]
     target: int
     quorum: int
+    deadline_s: float
     partitions: dict[str, int]
     excluded: list[Excluded]
 
@@ -140,7 +151,7 @@ def next_step(
         return Done()
     opened = [n for n, r in rounds.items() if r.opened is not None]
     if not opened:
-        return _open(record, 1 if start else 0, start, roster, select, now)
+        return _open(record, 1 if start else 0, start, rounds, roster, select, now)
     number = max(opened)
     round_ = rounds[number]
     step: Step
@@ -165,7 +176,7 @@ def next_step(
                 # A planner that was restarted would open the round with the first few that it hears.
                 step = Wait("roster", "the planner has just started, and hears who is here", now + BEAT_S / 4)
             else:
-                step = _open(record, number + 1, (made.model, made.bytes), roster, select, now)
+                step = _open(record, number + 1, (made.model, made.bytes), rounds, roster, select, now)
             # The next round's announcement ends this one too; where it must wait, nobody may work on in vain.
             return (_announced(following, number, "closed") or step) if isinstance(step, Wait) else step
         case "closing" if len(round_.counted) < round_.quorum:
@@ -254,7 +265,13 @@ def _lost_member(
 
 
 def _open(
-    record: RunRecord, number: int, base: tuple[str, int] | None, roster: Roster, select: Select, now: float
+    record: RunRecord,
+    number: int,
+    base: tuple[str, int] | None,
+    rounds: Mapping[int, Round],
+    roster: Roster,
+    select: Select,
+    now: float,
 ) -> Step:
     plan = record.plan
     able, excluded = roster.eligible(plan, now)
@@ -281,7 +298,15 @@ def _open(
     digest, size = base or (None, 0)
     told = [Excluded(worker=e.worker, code=e.code, reason=e.reason[:MOST_OF_EACH]) for e in excluded]
     return Open(
-        number, digest, size, members, target, min(quorum, target), partitions, told[:MOST_EXCLUSIONS]
+        number=number,
+        base=digest,
+        base_bytes=size,
+        members=members,
+        target=target,
+        quorum=min(quorum, target),
+        deadline_s=deadline_of_next(plan, rounds.values()),
+        partitions=partitions,
+        excluded=told[:MOST_EXCLUSIONS],
     )
 
 
@@ -311,7 +336,7 @@ def announcement(record: RunRecord, number: int, round_: Round, ended: Mapping[i
     last = max(closed, default=None)
     return Announcement(
         run=record.name,
-        run_at=record.created_at,
+        run_at=record.restored_at or record.created_at,
         round=number,
         state="open" if round_.state == "open" else "closed",
         over=round_.aborted is not None or (round_.state != "open" and number >= record.plan.rounds),

@@ -32,3 +32,8 @@ StandingCode = Literal[
     "cohort", "accepted", "rejected", "voided", "lost", "missed", "late", "not-chosen", "waiting", "eligible",
     "unknown",
 ]  # fmt: skip
+# What would have made a round faster.
+HintCode = Literal[
+    "straggler", "lost", "deadline", "slow-evaluate", "slow-train", "slow-encode", "upload", "download",
+    "aggregator",
+]  # fmt: skip

@@ -17,6 +17,7 @@ from fedbus.base.errors import FedbusError
 from fedbus.base.settings import Settings, load
 from fedbus.bus import Bus
 from fedbus.bus.provision import provision, wait_provisioned
+from fedbus.runtime.alive import keep_saying_alive
 from fedbus.runtime.allocator import keep_freed
 from fedbus.runtime.identity import credentials_of
 from fedbus.runtime.logs import set_up
@@ -94,11 +95,13 @@ async def until_signal(work: Awaitable[None]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, told.set)
     waiting = asyncio.ensure_future(told.wait())
+    alive = asyncio.ensure_future(keep_saying_alive())
     await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
     while not task.done():
         # Again and again: a cancellation can get lost in a library that catches too much.
         task.cancel()
         await asyncio.wait([task], timeout=1.0)
+    alive.cancel()
     with suppress(asyncio.CancelledError):
         task.result()

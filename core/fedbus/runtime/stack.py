@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from fedbus.base.errors import BusUnavailable
+from fedbus.runtime.alive import Signs, without_signs
 from fedbus.runtime.broker import Broker
 from fedbus.runtime.claim import Claim
 from fedbus.runtime.listening import LOOPBACK
@@ -51,6 +52,7 @@ class LocalStack:
         self._commands: dict[str, list[str]] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lifelines: dict[str, Lifeline] = {}
+        self.signs = Signs()  # of life
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self.open)
@@ -105,7 +107,10 @@ class LocalStack:
                 pass_fds=lifeline.pass_fds,
                 start_new_session=True,
                 # The stack's own credentials count, whatever the caller's environment says.
-                env={key: value for key, value in os.environ.items() if key != "FEDBUS_URL"},
+                env={
+                    **without_signs({key: value for key, value in os.environ.items() if key != "FEDBUS_URL"}),
+                    **self.signs.environment(name),
+                },
             )
         lifeline.handed_over()
         self._lifelines[name] = lifeline
@@ -211,6 +216,7 @@ class LocalStack:
             lifeline.close()
         self._processes = {}
         self._lifelines = {}
+        self.signs.close()
         self.broker.stop()
         if self._claim is not None:
             self._claim.release()
@@ -218,12 +224,17 @@ class LocalStack:
 
     def kill(self) -> None:
         """SIGKILL everything; a `stop` that waits in another thread then returns."""
-        pids = [lifeline.pid() for lifeline in self._lifelines.values()]
-        for group in [pid for pid in pids if pid is not None]:
+        for name in self.names:
+            self.end(name)
+
+    def end(self, name: str) -> None:
+        """SIGKILL the broker or a process, and all that it started; one that was stopped ends too."""
+        if name == BROKER:
+            self.broker.kill()
+        elif (lifeline := self._lifelines.get(name)) and (group := lifeline.pid()) is not None:
             # A process leads the group of all that it started, such as a trainer.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
-        self.broker.kill()
 
 
 def _signal_of(code: int | None) -> int:

@@ -9,11 +9,15 @@ import time
 from collections.abc import Callable
 
 from fedbus.base.errors import BusUnavailable, FedbusError
+from fedbus.runtime.alive import SILENT_S
 from fedbus.runtime.disk import DiskWatch
+from fedbus.runtime.probe import Answer, probe
 from fedbus.runtime.restarts import Restarts
-from fedbus.runtime.stack import LocalStack
+from fedbus.runtime.silence import Silence
+from fedbus.runtime.stack import BROKER, LocalStack
 
 POLL_S = 0.1
+PROBE_S = 2.0  # that the broker has to answer
 ROOM_S = 60.0  # between looks at whether the disk has room for more than the broker may store
 
 
@@ -36,6 +40,8 @@ class Supervisor:
         self._room_due = 0.0
         self._untrimmed: set[str] = set()  # processes whose log cannot be put aside
         self._ends: dict[str, tuple[str, float]] = {}  # how it ended, and when
+        self._silence = Silence(SILENT_S)
+        self._hung: dict[str, str] = {}  # what is said of those that were ended because they hang
 
     async def run(self) -> None:
         """Look after the processes, for ever.
@@ -45,15 +51,44 @@ class Supervisor:
         """
         for name in self._stack.names:
             self._restarts.started(name, time.monotonic())
+        asking = asyncio.create_task(self._ask_broker())
+        try:
+            await self._look_after()
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+
+    async def _look_after(self) -> None:
         while True:
             for name in self._stack.dead():
                 if not self._restarts.down(name):
-                    self._note_end(name, self._stack.how_it_ended(name))
+                    self._silence.forget(name)
+                    self._note_end(name, self._hung.pop(name, "") or self._stack.how_it_ended(name))
+            self._end_what_hangs()
             for name in self._restarts.due(time.monotonic()):
                 await self._start_again(name)
             await self._trim_logs()
             await self._look_at_disk()
             await asyncio.sleep(POLL_S)
+
+    def _end_what_hangs(self) -> None:
+        """End what gives no sign of life any more; then it is dead, and started again as such."""
+        now = time.monotonic()
+        for name in self._stack.signs.heard():
+            self._silence.hear(name, now)
+        for name in self._silence.hanging(now):
+            self._silence.forget(name)
+            self._hung[name] = f"gave no sign of life for over {SILENT_S:g} s, and was ended"
+            self._stack.end(name)
+
+    async def _ask_broker(self) -> None:
+        """Have the broker give signs of life, too: it answers who asks."""
+        while True:
+            with contextlib.suppress(FedbusError, OSError):  # its files may be away for a moment
+                credentials = self._stack.broker.accounts.credentials("operator")
+                if await asyncio.to_thread(probe, credentials, PROBE_S) is not Answer.SILENT:
+                    self._silence.hear(BROKER, time.monotonic())
+            await asyncio.sleep(PROBE_S)
 
     async def _trim_logs(self) -> None:
         failed = await asyncio.to_thread(self._stack.trim_logs)

@@ -281,7 +281,7 @@ class Planner:
             members=step.members,
             target=step.target,
             quorum=step.quorum,
-            deadline_s=record.plan.close.deadline_s,
+            deadline_s=step.deadline_s,
             trace_id=random_token(16),
             span_id=random_token(8),
             excluded=step.excluded,

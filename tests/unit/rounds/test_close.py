@@ -5,9 +5,20 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
-from fedbus.rounds.close import VERDICT_GRACE_S, Abort, Close, Hold, ListManifests, resolve, rule, seats
-from fedbus.rounds.fold import MOST_REJECTIONS
-from fedbus_schemas.log import Entry
+from fedbus.rounds.close import (
+    LEAST_DEADLINE_S,
+    VERDICT_GRACE_S,
+    Abort,
+    Close,
+    Hold,
+    ListManifests,
+    deadline_of_next,
+    resolve,
+    rule,
+    seats,
+)
+from fedbus.rounds.fold import MOST_REJECTIONS, Round
+from fedbus_schemas.log import Closing, Entry
 from hypothesis import given
 from hypothesis import strategies as st
 from support.rounds import NOW, accepted, fold, lost, opened, plan, rejected
@@ -206,3 +217,39 @@ def test_updates_that_nobody_judged_are_named() -> None:
     ruling = rule(round_, LATE + VERDICT_GRACE_S, [("w1", "0", "a"), ("w2", "0", "b")])
     assert isinstance(ruling, Abort)
     assert "updates of w1, w2 are stored, and no aggregator judged them" in ruling.reason
+
+
+def timed(times: list[float], members: int = 4, code: str = "target") -> Round:
+    """A round of so many members; those that count took so long, the last one ended it."""
+    taken = [
+        accepted(f"w{i}").model_copy(update={"at": NOW + time}) for i, time in enumerate(sorted(times), 1)
+    ]
+    end = 40.0 if code == "deadline" else max(times, default=1.0)
+    over = Closing(at=NOW + end, code=code, reason="over")
+    return fold(opened(*[f"w{i}" for i in range(1, members + 1)], target=len(times) or 1), *taken, over)
+
+
+@pytest.mark.parametrize(
+    ("before", "seconds"),
+    [
+        ([], 600.0),  # nothing is known yet
+        ([timed([10, 11, 12, 13])], 23.0),  # 11.5 + 5 * 1 is less than two medians
+        ([timed([10, 20, 30, 40])], 75.0),  # 25 + 5 * 10
+        ([timed([10, 10, 10, 10]), timed([10, 10, 10, 100])], 20.0),  # one that was slow once changes little
+        ([timed([100, 200, 300, 400])], 600.0),  # no more than the plan allows
+        ([timed([0.1, 0.1, 0.1])], LEAST_DEADLINE_S),
+        ([timed([10, 12, 14], code="deadline")], 26.0),  # two medians of 10 12 14 40: the fourth had 40 s
+    ],
+)
+def test_an_adaptive_deadline_follows_the_times_of_earlier_rounds(
+    before: list[Round], seconds: float
+) -> None:
+    assert deadline_of_next(plan(close={"adaptive": 5}), before) == pytest.approx(seconds)
+    assert deadline_of_next(plan(), before) == 600.0
+
+
+def test_a_round_that_made_the_first_model_says_nothing_of_times() -> None:
+    first = fold(
+        opened("w1", "w2", base=None), accepted("w1"), Closing(at=NOW + 1, code="target", reason="x")
+    )
+    assert deadline_of_next(plan(close={"adaptive": 5}), [first]) == 600.0

@@ -18,6 +18,7 @@ SECTIONS = {
     "An update does not count": reasons.RefusalCode,
     "A model has no score": reasons.UnscoredCode,
     "A worker and a run": reasons.StandingCode,
+    "What would have made a round faster": reasons.HintCode,
 }
 PAGE = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", (ROOT / "docs/reasons.md").read_text(), re.M | re.S))
 SOURCES = "\n".join(

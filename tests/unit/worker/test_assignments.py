@@ -106,6 +106,18 @@ def test_what_was_given_up_is_not_offered_again_and_forgotten_once_the_run_went_
     assert len(announced.to_score(NOW)) == 1, "nothing is left of it"
 
 
+def test_a_run_that_was_restored_begins_again_at_an_earlier_round() -> None:
+    announced = _heard(_news(9))
+    announced.give_up(RoundRef("run-1", 9))
+    restored = NOW + 100
+    assert announced.hear(_news(9, run_at=restored))
+    assert [each.ref.number for each in announced.open()] == [9]
+    assert announced.hear(_news(6, run_at=restored + 1))
+    assert [each.ref.number for each in announced.open()] == [6]
+    assert not announced.hear(_news(10)), "what was said before the backup was restored is over"
+    assert announced.hear(_news(7, run_at=restored + 1))
+
+
 def test_runs_that_are_over_are_forgotten_once_nobody_announces_them() -> None:
     announced = _heard(_news(3, "closed"), _news(3, "closed", run="run-2"), _news(3, run="run-3"))
     announced.forget(["run-2"])
