@@ -32,6 +32,8 @@ StandingCode = Literal[
     "cohort", "accepted", "rejected", "voided", "lost", "missed", "late", "not-chosen", "waiting", "eligible",
     "unknown",
 ]  # fmt: skip
+# Whether a round that is made again gives the same model.
+ReplayCode = Literal["equal", "different", "not-retained", "no-model"]
 # What would have made a round faster.
 HintCode = Literal[
     "straggler", "lost", "deadline", "slow-evaluate", "slow-train", "slow-encode", "upload", "download",
