@@ -17,7 +17,7 @@ AbortCode = Literal["quorum", "voided", "operator"]
 # Why a worker cannot be in a cohort.
 ExclusionCode = Literal["leaving", "silent", "task", "codec", "labels", "parts"]
 # Why a member is not waited for any more.
-LossCode = Literal["failed", "left", "silent"]
+LossCode = Literal["failed", "left", "silent", "stalled"]
 # Why an update does not count.
 RefusalCode = Literal[
     "not-in-cohort", "duplicate", "not-needed", "late",
