@@ -32,6 +32,7 @@ from fedbus.bus.log import RoundLog
 from fedbus.bus.models import load_values, read_manifest
 from fedbus.rounds.fold import Round
 from fedbus.rounds.planning import derive_seed
+from fedbus.runtime.logfile import tail
 from fedbus.runtime.stack import BROKER, LocalStack
 from fedbus.runtime.supervisor import Supervisor
 from fedbus_schemas.messages import Replayed
@@ -341,6 +342,10 @@ def main() -> int:
         outcome = asyncio.run(
             storm(folder, options.seed, lambda count: count < options.faults and time.monotonic() < ends, say)
         )
+    except Exception:
+        for path in sorted((folder / "logs").glob("*.log")):
+            print(f"--- {path.name}\n{tail(path, 3000).decode(errors='replace')}", file=sys.stderr)
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(outcome.table())
