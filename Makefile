@@ -37,7 +37,8 @@ test: $(STAMP)
 # Kills and stops processes of a federation, again and again; the short form is part of `test`.
 FAULTS ?= 200
 chaos: $(STAMP)
-	PYTHONPATH=$$PYTHONPATH:tests $(BIN)/python -m support.storm --faults $(FAULTS) $(if $(MINUTES),--minutes $(MINUTES))
+	PYTHONPATH=$$PYTHONPATH:tests $(BIN)/python -m support.storm --faults $(FAULTS) \
+		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 # 100,000 hostile chunks; the short form is part of `test`.
 fuzz: $(STAMP)

@@ -134,6 +134,25 @@ class Started(Wire):
     plan_digest: Digest
 
 
+class AskReplay(Wire):
+    """`fb.api.aggregator.replay`: make the model of a round again from what is stored, and compare."""
+
+    run: RunName
+    round: RoundNumber
+
+
+class Replayed(Wire):
+    """What came of it, with a code and a sentence; `again` is the model that comes out now, if one does."""
+
+    run: RunName
+    round: RoundNumber
+    code: Token
+    reason: Reason
+    updates: int
+    model: Digest | None
+    again: Digest | None
+
+
 class AskWaiting(Wire):
     """Command to the planner: what is this run waiting for?"""
 

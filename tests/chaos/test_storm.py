@@ -19,3 +19,4 @@ async def test_whatever_is_killed_or_stopped_the_run_goes_on_and_every_model_is_
     assert outcome.wrong == [], outcome.table()
     assert sum(map(len, outcome.recovered.values())) == FAULTS
     assert outcome.rounds > FAULTS, outcome.table()
+    assert outcome.replayed > 0, outcome.table()

@@ -18,7 +18,7 @@ from support.natsd import Stack
 from support.raw import Raw, raw, raws
 
 # Every subject that a party could gain from, and who may publish it.
-ANSWERING = ("planner", "evaluator", "enroll")  # services with commands, or that answer a ping
+ANSWERING = SERVICES  # they have commands, or answer a ping
 WRITERS: dict[str, str | tuple[str, ...] | None] = {
     "fb.round.r.1.log.planner": "planner",
     "fb.round.r.1.log.aggregator": "aggregator",
@@ -48,6 +48,7 @@ WRITERS: dict[str, str | tuple[str, ...] | None] = {
     "fb.log.r.1.planner": None,
     "fb.manifest.r.1.B.0.t": None,
     "fb.api.planner.start": "operator",
+    "fb.api.aggregator.replay": "operator",
     "fb.api.enroll.invite": "operator",
     "fb.api.enroll.revoke": "operator",
     "fb.api.enroll.join": "operator",  # and who holds an invitation
@@ -116,6 +117,7 @@ async def test_who_may_listen(stack: Stack, name: str) -> None:
         "fb.alive.aggregator.*": name == "aggregator",
         "fb.lease.*": False,
         "fb.api.planner.>": name == "planner",
+        "fb.api.aggregator.>": name == "aggregator",
         "fb.api.enroll.>": name == "enroll",
         "fb.api.enroll.join": name == "enroll",
         "$SRV.>": name in ANSWERING,

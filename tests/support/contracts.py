@@ -9,10 +9,12 @@ from fedbus_schemas.messages import (
     Aborting,
     AbortRun,
     Announcement,
+    AskReplay,
     EndedRound,
     InboxNotices,
     LeaseHolder,
     Notice,
+    Replayed,
     RunRecord,
     StartRun,
 )
@@ -238,6 +240,16 @@ JSON: dict[str, Wire] = {
                 error="the broker refused",
             )
         ],
+    ),
+    "ask-replay": AskReplay(run="run-0001", round=2),
+    "replayed": Replayed(
+        run="run-0001",
+        round=2,
+        code="different",
+        reason="another model comes out",
+        updates=3,
+        model=digest("model"),
+        again=digest("other"),
     ),
     "report-explain": ExplainReport(
         run="run-0001",

@@ -32,8 +32,10 @@ from fedbus.bus.log import RoundLog
 from fedbus.bus.models import load_values, read_manifest
 from fedbus.rounds.fold import Round
 from fedbus.rounds.planning import derive_seed
+from fedbus.runtime.logfile import tail
 from fedbus.runtime.stack import BROKER, LocalStack
 from fedbus.runtime.supervisor import Supervisor
+from fedbus_schemas.messages import Replayed
 from fedbus_schemas.plan import Plan
 from support.processes import processes
 
@@ -88,6 +90,7 @@ class Outcome:
     rounds: int = 0
     updates: int = 0
     members_missing: int = 0
+    replayed: int = 0
     recovered: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
     wrong: list[str] = field(default_factory=list)
 
@@ -104,7 +107,7 @@ class Outcome:
         lines.append(
             f"seed {self.seed}: {faults} faults, {self.rounds} rounds finished, {self.updates} updates "
             f"counted, {self.members_missing} times a round went on without a member, "
-            f"{len(self.wrong)} models wrong"
+            f"{self.replayed} rounds made again with the same model, {len(self.wrong)} models wrong"
         )
         return "\n".join([*lines, *self.wrong[:20]])
 
@@ -134,7 +137,7 @@ class Storm:
                 "cohort": {"min": len(WORKERS)},
                 "close": {"quorum": 2, "deadline_s": 30.0},
                 "evaluate": {"federated": False},
-                "retain": {"rounds": 1},
+                "retain": {"rounds": 20},
             }
         )
         self._changed = asyncio.Event()
@@ -206,6 +209,21 @@ class Storm:
         else:
             await self._until(lambda: self._signs(fault.victim) > before, f"work after {fault}")
         self.outcome.recovered[fault.kind, fault.victim].append(time.monotonic() - struck)
+        await self._replay(begun)
+
+    async def _replay(self, number: int) -> None:
+        """Have a round that is over made again."""
+        if number < 1 or self._log.of("storm")[number].aggregated is None:
+            return
+        found: list[Replayed] = []
+
+        async def ask() -> None:
+            found.append(await self._federation.replay("storm", number))
+
+        await self._persist(ask)
+        self.outcome.replayed += found[0].code == "equal"
+        if found[0].code not in ("equal", "not-retained"):
+            self.outcome.wrong.append(f"round {number} made again: {found[0].code}, {found[0].reason}")
 
     def _signs(self, victim: str) -> int:
         """What only this one can have done; it grows once it works again."""
@@ -324,6 +342,10 @@ def main() -> int:
         outcome = asyncio.run(
             storm(folder, options.seed, lambda count: count < options.faults and time.monotonic() < ends, say)
         )
+    except Exception:
+        for path in sorted((folder / "logs").glob("*.log")):
+            print(f"--- {path.name}\n{tail(path, 3000).decode(errors='replace')}", file=sys.stderr)
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(outcome.table())

@@ -12,8 +12,10 @@ from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.messages import (
     Aborting,
     AbortRun,
+    AskReplay,
     AskWaiting,
     Progress,
+    Replayed,
     RunRecord,
     Started,
     StartRun,
@@ -42,6 +44,7 @@ from fedbus.rounds.waits import Waits
 from fedbus.tasks.vector import Tensors
 
 # How long a finished run is watched for scores that are due.
+REPLAY_S = 600.0  # one round, and those that it builds on
 SCORE_WAIT_S = 60.0
 TICK_S = 2.0
 PLANNER_WAIT_S = 10.0
@@ -146,6 +149,16 @@ class Federation:
             UnknownRun: no such run, or it has no such round yet.
         """
         return await read_explanation(self._bus, RoundRef(run, number), await self.waiting(run))
+
+    async def replay(self, run: str, number: int) -> Replayed:
+        """Have an aggregator make the model of a round again from what is stored, and compare the two.
+
+        Raises:
+            UnknownRun: no such run, or no such round.
+            BusUnavailable: no aggregator answers.
+        """
+        asked = AskReplay(run=run, round=number)
+        return await ask(self._bus, "aggregator", "replay", asked, Replayed, timeout_s=REPLAY_S)
 
     async def waiting(self, run: str) -> Waiting:
         """What a run waits for, as the planner says; where no planner answers, that."""

@@ -17,7 +17,7 @@ from fedbus.base.errors import DigestMismatch, RemoteContractError
 from fedbus.bus.chain import Chain, Near, chain_of, nowhere
 from fedbus.bus.connection import Bus
 from fedbus.bus.modelfile import Scratch
-from fedbus.bus.store import Publisher, get, get_all
+from fedbus.bus.store import Discarding, Publisher, get, get_all
 from fedbus.bus.threads import Call, in_order
 from fedbus.codec import Vector
 from fedbus.codec.chunk import chunk_digest
@@ -79,6 +79,7 @@ async def publish_model(
     codec: str,
     table: list[TensorSpec],
     values: list[str] | None = None,
+    publisher: Publisher | Discarding | None = None,
 ) -> PublishedModel:
     """Store a model; its manifest comes last. A single chunk rides in the manifest, where that fits.
 
@@ -92,8 +93,9 @@ async def publish_model(
         table: its tensors, in wire order.
         values: where the chunks are a difference to the parent, digests of what comes out; complete when the
             last chunk is given.
+        publisher: what stores it; one of the connection by default.
     """
-    publisher, alone = Publisher(bus), len(Grid.of(table).spans) == 1
+    publisher, alone = publisher or Publisher(bus), len(Grid.of(table).spans) == 1
     digests: list[str] = []
     sizes: list[int] = []
     first = b""

@@ -231,6 +231,24 @@ class Publisher:
                 pause = min(2 * pause, 2.0)
 
 
+class Discarding:
+    """What a `Publisher` is to its callers, and stores nothing: for making again what is stored already."""
+
+    async def put_all(
+        self,
+        items: AsyncIterable[tuple[str, bytes]],
+        on_stored: Callable[[str, int], None] | None = None,
+    ) -> None:
+        """Take all, one by one."""
+        async for subject, data in items:
+            await self.put(subject, data)
+            if on_stored:
+                on_stored(subject, len(data))
+
+    async def put(self, subject: str, data: bytes) -> None:
+        """Take one message."""
+
+
 async def get(bus: Bus, stream: str, subject: str) -> Message:
     """The last message of a subject, by direct get; repeated while the broker is away.
 

@@ -17,6 +17,7 @@ from fedbus.cli.explaining import explain
 from fedbus.cli.members import invite_group, worker_group
 from fedbus.cli.models import model_group
 from fedbus.cli.plans import plan_group
+from fedbus.cli.replaying import replay
 from fedbus.cli.rounds import round_group
 from fedbus.cli.up import up
 from fedbus.cli.waterfall import trace
@@ -44,6 +45,7 @@ def main() -> None:
 
 
 round_group.add_command(explain)
+round_group.add_command(replay)
 round_group.add_command(trace)
 main.add_command(round_group)
 main.add_command(model_group)

@@ -30,7 +30,7 @@ from fedbus.rounds.close import (
 from fedbus.rounds.evaluating import last_score_s, to_score
 from fedbus.rounds.fold import Round
 from fedbus.rounds.reasons import AbortCode, LossCode, WaitCode
-from fedbus.rounds.roster import BEAT_S, LOST_AFTER_S, Exclusion, Roster
+from fedbus.rounds.roster import BEAT_S, LOST_AFTER_S, STALLED_AFTER_S, Exclusion, Roster
 
 # Round 0 makes the first model. Two members, the first to finish counts: one may die.
 FIRST_MODEL_MEMBERS = 2
@@ -38,6 +38,7 @@ FIRST_MODEL_MEMBERS = 2
 MOST_EXCLUSIONS = 20
 MOST_REASON = 2000
 MOST_OF_EACH = 300
+MOST_DOING = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +241,19 @@ def _open_round(
             return List(number)
         case Hold(code, reason, until):
             # Wake at each beat at the latest: silence is noticed by the clock alone.
+            if code == "updates":
+                reason += _doing(run, number, round_, roster)
             return Wait(code, reason, min(until, now + BEAT_S))
+
+
+def _doing(run: str, number: int, round_: Round, roster: Roster) -> str:
+    """What those that are waited for do, as far as they say so."""
+    said = []
+    for worker, node in round_.awaited[:MOST_DOING]:
+        pace = roster.pace_of(worker, run, number, node)
+        if pace is not None:
+            said.append(f"{worker} is at {pace.progress.phase} {pace.progress.fraction:.0%}")
+    return f"; {', '.join(said)}" if said else ""
 
 
 def _lost_member(
@@ -252,13 +265,17 @@ def _lost_member(
         code: LossCode | None = None
         reason = ""
         presence = roster.workers.get(worker)
-        progress = roster.progress_of(worker, run, number, node)
-        if progress is not None and progress.failed:
-            code, reason = "failed", progress.failed
+        pace = roster.pace_of(worker, run, number, node)
+        if pace is not None and pace.progress.failed:
+            code, reason = "failed", pace.progress.failed
         elif presence is not None and presence.beat.leaving:
             code, reason = "left", f"{worker} left"
         elif roster.silent(worker, since, now):
             code, reason = "silent", f"{worker} was not heard for over {LOST_AFTER_S:g} s"
+        elif pace is not None and min(pace.stalled_s(now), now - since) > STALLED_AFTER_S:
+            got = f"it is at {pace.progress.phase} {pace.progress.fraction:.0%}"
+            code = "stalled"
+            reason = f"{worker} beats, and has got no further for over {STALLED_AFTER_S:g} s: {got}"
         if code is not None:
             return WorkerLost(at=now, worker=worker, node=node, code=code, reason=reason)
     return None

@@ -17,7 +17,7 @@ AbortCode = Literal["quorum", "voided", "operator"]
 # Why a worker cannot be in a cohort.
 ExclusionCode = Literal["leaving", "silent", "task", "codec", "labels", "parts"]
 # Why a member is not waited for any more.
-LossCode = Literal["failed", "left", "silent"]
+LossCode = Literal["failed", "left", "silent", "stalled"]
 # Why an update does not count.
 RefusalCode = Literal[
     "not-in-cohort", "duplicate", "not-needed", "late",
@@ -32,6 +32,8 @@ StandingCode = Literal[
     "cohort", "accepted", "rejected", "voided", "lost", "missed", "late", "not-chosen", "waiting", "eligible",
     "unknown",
 ]  # fmt: skip
+# Whether a round that is made again gives the same model.
+ReplayCode = Literal["equal", "different", "not-retained", "no-model"]
 # What would have made a round faster.
 HintCode = Literal[
     "straggler", "lost", "deadline", "slow-evaluate", "slow-train", "slow-encode", "upload", "download",

@@ -23,8 +23,22 @@ LOST_AFTER_S = 10.0
 NEWS_S = 600.0
 # From the first beat that is heard: by then everyone who is here has beaten.
 SETTLED_AFTER_S = 1.25 * BEAT_S
+# Without any progress, who has made some: a trainer that hangs under an agent that beats.
+STALLED_AFTER_S = 120.0
 # Seats of one worker whose progress is remembered.
 MOST_PROGRESS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How far a worker is in one seat, and since when it is that far."""
+
+    progress: Progress
+    since: float
+
+    def stalled_s(self, now: float) -> float:
+        """How long it has got no further; 0 for who says nothing of how far it is."""
+        return now - self.since if 0 < self.progress.fraction < 1 else 0.0
 
 
 @dataclass(slots=True)
@@ -36,7 +50,7 @@ class Presence:
 
     beat: Beat
     at: float
-    progress: dict[tuple[str, int, str], Progress] = field(default_factory=dict)
+    paces: dict[tuple[str, int, str], Pace] = field(default_factory=dict)
     first: float = 0.0
 
 
@@ -95,16 +109,16 @@ class Roster:
             known.at = at
             key = (progress.run, progress.round, progress.node)
             # Only the run's present round matters, and a worker cannot make us remember without end.
-            kept = [
-                k for k in known.progress if k != key and (k[0] != progress.run or k[1] == progress.round)
-            ]
-            known.progress = {k: known.progress[k] for k in kept[1 - MOST_PROGRESS :]}
-            known.progress[key] = progress
+            kept = [k for k in known.paces if k != key and (k[0] != progress.run or k[1] == progress.round)]
+            before = known.paces.get(key)
+            same = before is not None and _how_far(before.progress) == _how_far(progress)
+            known.paces = {k: known.paces[k] for k in kept[1 - MOST_PROGRESS :]}
+            known.paces[key] = Pace(progress, before.since if before is not None and same else at)
 
-    def progress_of(self, worker: str, run: str, number: int, node: str) -> Progress | None:
-        """The last progress of one seat of one round."""
+    def pace_of(self, worker: str, run: str, number: int, node: str) -> Pace | None:
+        """How far one seat of one round is, as last heard."""
         known = self.workers.get(worker)
-        return known.progress.get((run, number, node)) if known else None
+        return known.paces.get((run, number, node)) if known else None
 
     def silent(self, worker: str, since: float, now: float) -> bool:
         """Whether nothing was heard for longer than allowed, counted from `since` at the earliest."""
@@ -153,6 +167,10 @@ def _lacks_task(task: str, offered: Sequence[str]) -> str:
     if close := nearest(task, offered):
         return f"{said}; did you mean {close}?"
     return f"{said}; it is offered by: fedbus-worker join --task {task}" if ":" in task else said
+
+
+def _how_far(progress: Progress) -> tuple[str, float]:
+    return progress.phase, progress.fraction
 
 
 def _says(beat: Beat) -> dict[str, object]:

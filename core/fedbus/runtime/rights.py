@@ -118,8 +118,6 @@ _SUBSCRIBES: dict[str, tuple[str, ...]] = {
     "enroll": (*_FOLLOWS, ALL_TELEMETRY),
     OPERATOR: ("fb.log.>", ALL_ANNOUNCEMENTS, ALL_PROGRESS),
 }
-# Services with commands (NATS micro endpoints).
-_ANSWERS = ("planner", "evaluator", "enroll")
 
 
 def rights_of(identity: str) -> Rights:
@@ -130,9 +128,8 @@ def rights_of(identity: str) -> Rights:
     """
     publish, subscribe = _PUBLISHES[identity], _SUBSCRIBES[identity]
     if identity in SERVICES:
-        publish = (*publish, otel(identity))
-    if identity in _ANSWERS:
-        publish = (*publish, inbox_prefix(OPERATOR) + ".>")
+        # Each has commands (NATS micro endpoints).
+        publish = (*publish, otel(identity), inbox_prefix(OPERATOR) + ".>")
         subscribe = (*subscribe, "$SRV.>", f"fb.api.{identity}.>")
     return Rights(publish, (*subscribe, inbox_prefix(identity) + ".>"))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from fedbus.bus import Bus
 from fedbus.bus.modelcache import ModelCache
+from fedbus.bus.store import Discarding, Publisher
 from fedbus.codec.grid import Grid
 from fedbus.rounds.close import Attempt
 from fedbus.rounds.collecting import Refusal
@@ -18,7 +19,7 @@ from fedbus.strategies import Columnwise, strategy
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.log import AcceptedUpdate
 from fedbus_schemas.plan import Plan
-from fedbus_schemas.update import TensorSpec
+from fedbus_schemas.update import ModelManifest, TensorSpec
 
 from fedbus_aggregator.columns import Columns
 from fedbus_aggregator.publishing import NextModel, Publishing
@@ -31,14 +32,23 @@ MOST_IN_ONE_ENTRY = 64
 
 
 class Folding:
-    """What an aggregator keeps in memory of one run. All of it can be lost."""
+    """What an aggregator keeps in memory of one run. All of it can be lost.
 
-    def __init__(self, bus: Bus, models: ModelCache, plan: Plan) -> None:
+    Args:
+        bus: the connection.
+        models: of this host.
+        plan: of the run.
+        publisher: what stores the models; one of the connection by default.
+    """
+
+    def __init__(
+        self, bus: Bus, models: ModelCache, plan: Plan, publisher: Publisher | Discarding | None = None
+    ) -> None:
         self._bus = bus
         self._models = models
         self._plan = plan
         self._reader = UpdateReader(bus, plan)
-        self._publishing = Publishing(bus, models, plan)
+        self._publishing = Publishing(bus, models, plan, publisher)
         made = strategy(plan.strategy.name, plan.strategy.params)
         self._fold: Sum | Columnwise = made if isinstance(made, Columnwise) else Sum(made)
         self._round: RoundRef | None = None
@@ -139,6 +149,20 @@ class Folding:
         source = await self._source(ref, round_)
         assert self._table is not None
         return await self._publishing.publish(NextModel(ref, self._base, self._table, source))
+
+    async def make_again(self, ref: RoundRef, round_: Round, made: ModelManifest) -> str:
+        """The digest of the model that comes out now, where a round has made one.
+
+        Raises:
+            Corrupted: an accepted update reads differently now, or is not stored any more.
+            ResidualDamaged: what the round's base lacks is not here.
+        """
+        await self.begin(ref, round_)
+        await self.add_accepted(ref, round_)
+        source = await self._source(ref, round_)
+        assert self._table is not None
+        digest, _ = await self._publishing.make_again(NextModel(ref, self._base, self._table, source), made)
+        return digest
 
     async def _source(self, ref: RoundRef, round_: Round) -> Sum | Columns:
         """What the mean is made of; brings the tensors of a first model."""

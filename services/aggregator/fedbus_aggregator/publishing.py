@@ -20,13 +20,14 @@ from fedbus.bus.modelcache import CachedModel, ModelCache
 from fedbus.bus.modelfile import open_to_write
 from fedbus.bus.models import publish_model
 from fedbus.bus.residualfile import Losing, Residual, ResidualDamaged
+from fedbus.bus.store import Discarding, Publisher
 from fedbus.bus.threads import Call, in_order
 from fedbus.codec.framing import Framing, down_codec
 from fedbus.codec.grid import Grid
 from fedbus.rounds.broadcast import travels_whole
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.plan import Plan
-from fedbus_schemas.update import TensorSpec
+from fedbus_schemas.update import ModelManifest, TensorSpec
 
 from fedbus_aggregator.residuals import Residuals
 from fedbus_aggregator.sealing import Sealing
@@ -60,10 +61,13 @@ def residuals_of(models: ModelCache) -> Residuals:
 class Publishing:
     """Publishes models, and keeps each as a file, with what it lacks. All of it can be lost."""
 
-    def __init__(self, bus: Bus, models: ModelCache, plan: Plan) -> None:
+    def __init__(
+        self, bus: Bus, models: ModelCache, plan: Plan, publisher: Publisher | Discarding | None = None
+    ) -> None:
         self._bus = bus
         self._models = models
         self._plan = plan
+        self._publisher = publisher
         self._lost = residuals_of(models)
 
     async def publish(self, wanted: NextModel) -> tuple[str, int]:
@@ -81,6 +85,21 @@ class Publishing:
             told = {"run": wanted.ref.run, "round": wanted.ref.number}
             log.warning("what earlier models lack %s: this one travels whole, without it", error, extra=told)
         return await self._publish(wanted, base, True, None)
+
+    async def make_again(self, wanted: NextModel, made: ModelManifest) -> tuple[str, int]:
+        """What `publish` gave, when it made a model that is known.
+
+        Whether it travels whole is what it says itself: its aggregator may have had to send it whole.
+
+        Raises:
+            ResidualDamaged: what its base lacks is not here.
+        """
+        base = await self._models.get(wanted.base) if wanted.base else None
+        whole = not made.is_delta
+        if whole and not travels_whole(self._plan, wanted.ref, base.manifest if base else None):
+            return await self._publish(wanted, base, whole, None)
+        with self._lost_before(wanted, base) as lost:
+            return await self._publish(wanted, base, whole, lost)
 
     def end(self, run: str) -> None:
         """A run is over: delete what its models lack."""
@@ -121,6 +140,7 @@ class Publishing:
                     codec=coded.name,
                     table=wanted.table,
                     values=None if losing is None else sealing.digests,
+                    publisher=self._publisher,
                 )
             if losing is not None:  # before the log names the model
                 assert base is not None

@@ -18,6 +18,7 @@ from fedbus.base.setbacks import Setbacks
 from fedbus.bus import Bus, Message
 from fedbus.bus.lease import Lease
 from fedbus.bus.log import RESYNC_S, RoundLog
+from fedbus.bus.micro import serve
 from fedbus.bus.modelcache import model_cache
 from fedbus.bus.runs import Runs
 from fedbus.bus.store import last_seq, persist
@@ -34,6 +35,7 @@ from fedbus_schemas.log import Accepted, AcceptedUpdate, Aggregated, Entry, Reje
 from fedbus_aggregator.folding import Folding
 from fedbus_aggregator.publishing import residuals_of
 from fedbus_aggregator.reading import Corrupted
+from fedbus_aggregator.replaying import Replaying
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class Aggregator:
         self._wake = asyncio.Event()
         self._lease = Lease(bus, "aggregator", self._wake.set, self._clock)
         self._tracer = Tracer(bus, "aggregator", self._clock)
+        self._replaying = Replaying(bus)
 
     async def run(self) -> None:
         """Take up what is open, then hear and act until cancelled."""
@@ -80,6 +83,7 @@ class Aggregator:
             await self._log.start(await persist(self._bus, self._first_open))
             await self._bus.subscribe(subjects.MANIFEST_COPIES, self._manifest)
             await self._bus.on_up(self._reconnected)
+            await serve(self._bus, "aggregator", {"replay": self._replaying.answer})
             while True:
                 now = self._clock.monotonic()
                 for ref in sorted(self._log.rounds):
@@ -94,6 +98,7 @@ class Aggregator:
                 if self._clock.monotonic() > self._listed_at + RESYNC_S:
                     await self._list_anew()  # a copy may have been lost without a broken connection
         finally:
+            self._replaying.close()
             await self._lease.close()
             await self._log.close()
             await self._tracer.close()

@@ -17,7 +17,7 @@ from fedbus.rounds.planning import (
     derive_seed,
     next_step,
 )
-from fedbus.rounds.roster import BEAT_S, MOST_PROGRESS, SETTLED_AFTER_S, Roster
+from fedbus.rounds.roster import BEAT_S, MOST_PROGRESS, SETTLED_AFTER_S, STALLED_AFTER_S, Roster
 from fedbus.selection.uniform import Uniform
 from fedbus_schemas.log import Entry, Finished, WorkerLost
 from fedbus_schemas.messages import Waiting
@@ -297,6 +297,43 @@ def test_progress_keeps_a_worker_alive_and_a_failure_loses_it() -> None:
     assert step.entry == WorkerLost(at=NOW + 26, worker="w1", code="failed", reason="CUDA out of memory")
 
 
+def test_a_worker_that_gets_no_further_is_lost_though_it_beats() -> None:
+    roster, following = _roster("w1"), Following(NOW, (1, "open"))
+    rounds = {1: fold(opened("w1", deadline_s=5000.0))}
+
+    def step(share: float, at: float) -> Step:
+        roster.hear(beat("w1"), NOW + at)
+        roster.hear_progress(progress("w1", 1).model_copy(update={"fraction": share}), NOW + at)
+        return _step(plan(), roster, rounds, following, NOW + at)
+
+    for at in range(0, 500, 5):
+        assert isinstance(step(0.0, at), Wait), "it never says how far it is"
+    for at in range(500, 900, 5):
+        assert isinstance(step(at / 1000, at), Wait), "it gets on"
+    for at in range(900, 900 + int(STALLED_AFTER_S), 5):
+        found = step(0.9, at)
+        assert isinstance(found, Wait)
+        assert found.reason.endswith("; w1 is at train 90%")
+    found = step(0.9, 900 + STALLED_AFTER_S + 1)
+    assert isinstance(found, Append)
+    assert isinstance(found.entry, WorkerLost)
+    assert (found.entry.code, found.entry.worker) == ("stalled", "w1")
+    assert found.entry.reason == "w1 beats, and has got no further for over 120 s: it is at train 90%"
+
+
+def test_who_stalls_while_no_planner_listened_is_not_lost_at_once() -> None:
+    roster = _roster("w1", at=NOW + 1000)
+    roster.hear_progress(progress("w1", 1).model_copy(update={"fraction": 0.5}), NOW)
+    step = _step(
+        plan(),
+        roster,
+        {1: fold(opened("w1", deadline_s=5000.0))},
+        Following(NOW + 999, (1, "open")),
+        NOW + 1000,
+    )
+    assert isinstance(step, Wait)
+
+
 def test_a_worker_that_leaves_is_not_waited_for() -> None:
     roster = _roster("w1")
     roster.hear(beat("w1", leaving=True), NOW)
@@ -318,19 +355,19 @@ def test_each_node_of_a_worker_has_its_own_progress() -> None:
     roster = _roster("w1")
     roster.hear_progress(progress("w1", 1, node="a", failed="x"), NOW)
     roster.hear_progress(progress("w1", 1, node="b"), NOW)
-    first = roster.progress_of("w1", "run-1", 1, "a")
+    first = roster.pace_of("w1", "run-1", 1, "a")
     assert first is not None
-    assert first.failed == "x"
+    assert first.progress.failed == "x"
     roster.hear_progress(progress("w1", 2, node="b"), NOW)
-    assert roster.progress_of("w1", "run-1", 1, "a") is None
+    assert roster.pace_of("w1", "run-1", 1, "a") is None
 
 
 def test_a_worker_cannot_make_the_planner_remember_without_end() -> None:
     roster = _roster("w1")
     for i in range(2 * MOST_PROGRESS):
         roster.hear_progress(progress("w1", 1, run=f"run-{i}"), NOW)
-    assert len(roster.workers["w1"].progress) == MOST_PROGRESS
-    assert roster.progress_of("w1", f"run-{2 * MOST_PROGRESS - 1}", 1, "0") is not None
+    assert len(roster.workers["w1"].paces) == MOST_PROGRESS
+    assert roster.pace_of("w1", f"run-{2 * MOST_PROGRESS - 1}", 1, "0") is not None
     roster.hear_progress(progress("stranger", 1), NOW)
     assert list(roster.workers) == ["w1"]
 

@@ -19,6 +19,7 @@ SECTIONS = {
     "A model has no score": reasons.UnscoredCode,
     "A worker and a run": reasons.StandingCode,
     "What would have made a round faster": reasons.HintCode,
+    "A round is made again": reasons.ReplayCode,
 }
 PAGE = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", (ROOT / "docs/reasons.md").read_text(), re.M | re.S))
 SOURCES = "\n".join(
