@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,10 +14,11 @@ from pathlib import Path
 import pytest
 from fedbus.api.federation import Federation
 from fedbus.base.errors import ConfigError
-from fedbus.runtime.backup import INDEX, back_up, read_index, restore, take_up
+from fedbus.runtime.backup import INDEX, KeptFile, back_up, put_back, read_index, restore
 from fedbus.runtime.stack import LocalStack
+from fedbus.runtime.stackfile import read_stack
 
-ELEMENTS, ROUNDS = 300_000, 40  # two chunks
+ELEMENTS, ROUNDS = 300_000, 24  # two chunks
 
 
 @asynccontextmanager
@@ -53,8 +56,8 @@ async def test_a_run_goes_on_from_a_backup_that_was_made_while_it_ran(tmp_path: 
             assert 0 < made.stopped_s < 5
             before = len((await federation.run(run)).rounds)
             await until_round(federation, run, before + 5)  # the worker hears of rounds that are not in it
-        await asyncio.to_thread(restore, tmp_path / "backup", tmp_path / "second")
-        assert await take_up(tmp_path / "second") == [run]
+            # Also while the first one runs, whose address it takes.
+            assert (await restore(tmp_path / "backup", tmp_path / "second"))[1] == [run]
         async with running(tmp_path / "second", tmp_path / "workers") as federation:
             assert 3 <= len((await federation.run(run)).rounds) < before + 5
             async with asyncio.timeout(50):
@@ -89,13 +92,13 @@ def test_a_damaged_backup_is_refused_and_leaves_nothing(tmp_path: Path, backup: 
     victim = backup / "accounts.json"
     victim.write_bytes(victim.read_bytes()[:-2] + b" }")
     with pytest.raises(ConfigError, match=r"accounts.json is not what was backed up: it is damaged"):
-        restore(backup, tmp_path / "new")
+        put_back(backup, tmp_path / "new")
     assert [path.name for path in (tmp_path / "new").iterdir()] == [".stack.lock"]
 
 
 def test_a_backup_never_overwrites_a_stack(tmp_path: Path, backup: Path) -> None:
     with pytest.raises(ConfigError, match="has a stack already"):
-        restore(backup, tmp_path / "stack")
+        put_back(backup, tmp_path / "stack")
 
 
 def test_an_index_that_is_not_one_is_refused(tmp_path: Path, backup: Path) -> None:
@@ -110,7 +113,30 @@ def test_an_index_that_is_not_one_is_refused(tmp_path: Path, backup: Path) -> No
     ):
         (backup / INDEX).write_text(json.dumps({**said, "files": files}))
         with pytest.raises(ConfigError, match=words):
-            restore(backup, tmp_path / "new")
+            put_back(backup, tmp_path / "new")
     (backup / INDEX).write_text("{}")
     with pytest.raises(ConfigError, match="is damaged"):
         read_index(backup)
+
+
+async def test_a_restore_that_fails_leaves_nothing(tmp_path: Path, backup: Path) -> None:
+    index = read_index(backup)
+    junk = b'{"services": {}, "workers": {}, "invites": {}, "more": 1}'
+    (backup / "accounts.json").write_bytes(junk)
+    kept = KeptFile(bytes=len(junk), sha256=hashlib.sha256(junk).hexdigest())
+    files = {**index.files, "accounts.json": kept}
+    (backup / INDEX).write_text(index.model_copy(update={"files": files}).model_dump_json())
+    with pytest.raises(ConfigError):
+        await restore(backup, tmp_path / "new")
+    assert not (tmp_path / "new" / "stack.json").exists()
+    assert not (tmp_path / "new" / "broker" / "store").exists()
+
+
+def test_a_process_that_has_the_number_of_a_broker_that_is_gone_is_let_alone(
+    tmp_path: Path, backup: Path
+) -> None:
+    """What a kill of everything leaves in `stack.json` may be anybody's by now; here it is ours."""
+    stack = read_stack(tmp_path / "stack")
+    assert stack is not None
+    stack.model_copy(update={"broker_pid": os.getpid()}).save(tmp_path / "stack")
+    assert back_up(tmp_path / "stack", tmp_path / "another").stopped_s == 0

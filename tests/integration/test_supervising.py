@@ -96,6 +96,7 @@ async def test_what_cannot_be_looked_after_is_told_of_once_and_the_rest_is(tmp_p
 async def test_what_hangs_is_ended_and_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (alive, supervisors):
         monkeypatch.setattr(module, "SILENT_S", 2.0)
+    monkeypatch.setattr(supervisors, "PROBE_S", 0.2)
     async with supervised(tmp_path) as (stack, said):
         stack.start_services(["planner"])
         async with await Federation.connect(stack.broker.accounts.credentials("operator")) as federation:

@@ -201,6 +201,8 @@ class Agent:
                 self._current = (todo[0], asyncio.create_task(self._do(todo[0])))
 
     def _is_over(self, assignment: Assignment) -> bool:
+        if self._announced.is_replaced(assignment.announcement):
+            return True
         return not assignment.only_scores and self._announced.is_over(assignment.ref)
 
     def _is_run_over(self, run: str) -> bool:

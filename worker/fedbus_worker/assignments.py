@@ -161,6 +161,11 @@ class Announced:
             return False
         return last.round > ref.number or (last.round == ref.number and last.state == "closed")
 
+    def is_replaced(self, announcement: Announcement) -> bool:
+        """Whether its run began anew since: it was restored, or another one has its name."""
+        last = self._last.get(announcement.run)
+        return last is not None and last.run_at > announcement.run_at
+
     def is_run_over(self, run: str) -> bool:
         """Whether a run's last round is known to take no more updates."""
         last = self._last.get(run)

@@ -12,6 +12,7 @@ What a power cut damages of a residual is noticed, and counts as nothing lost.
 from __future__ import annotations
 
 import logging
+import zlib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -22,6 +23,8 @@ from fedbus.bus.residualfile import Losing, Residual, ResidualDamaged
 from fedbus.codec import Vector
 from fedbus.codec.framing import Framing
 from fedbus.codec.grid import Grid, Span
+
+from fedbus_worker.spool import boot_id
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ class Feedback:
         self._scratch = scratch_of(grid)
         self._files = ExitStack()
         self._old = self._open(residual, grid)
-        self._new = self._files.enter_context(Losing(losing, grid))
+        self._new = self._files.enter_context(Losing(losing, grid, _seed()))
 
     def __enter__(self) -> Self:
         return self
@@ -73,10 +76,15 @@ class Feedback:
         if not path.exists():
             return None
         try:
-            return self._files.enter_context(Residual(path, grid))
+            return self._files.enter_context(Residual(path, grid, _seed()))
         except ResidualDamaged as error:
             _left_out(error)
             return None
+
+
+def _seed() -> int:
+    """Another one after each start of the machine: a residual from before may be an older one of the run."""
+    return 1 + zlib.crc32((boot_id() or "").encode())
 
 
 def _left_out(error: ResidualDamaged) -> None:

@@ -1,8 +1,9 @@
 """What encodings lost, as files: read and written span by span, through the caller's scratch memory.
 
 A file is the lossy part of the vector as flat float32, then a sum of each chunk. It is not synced: what a
-power cut damages, blocks that are old or empty, is noticed by the sums. Spans are read and written in any
-order, and in any threads.
+power cut damages, blocks that are old or empty, is noticed by the sums, which begin with a seed. Who writes
+over one file again and again takes another seed after each start of the machine: a power cut may bring back
+all of what was there before. Spans are read and written in any order, and in any threads.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ class Residual:
     Args:
         path: of the file.
         grid: of the model.
+        seed: as it was written with.
 
     Raises:
         ResidualDamaged: there is none, or it is of another size.
     """
 
-    def __init__(self, path: Path, grid: Grid) -> None:
-        spans = _lossy(grid)
+    def __init__(self, path: Path, grid: Grid, seed: int = 1) -> None:
+        spans, self._seed = _lossy(grid), seed
         try:
             self._file = io.FileIO(path)
         except FileNotFoundError:
@@ -68,7 +70,7 @@ class Residual:
         """
         kept = scratch[: span.count]
         got = read_all(self._file.fileno(), kept.data.cast("B"), 4 * span.offset)
-        if got != kept.nbytes or _sum(kept) != self._sums[span.index]:
+        if got != kept.nbytes or _sum(kept, self._seed) != self._sums[span.index]:
             raise ResidualDamaged(f"is damaged in chunk {span.index}")
         values += kept
 
@@ -79,10 +81,11 @@ class Losing:
     Args:
         path: of the file, which is written over.
         grid: of the model.
+        seed: from 1, so that a file of zeros is not one.
     """
 
-    def __init__(self, path: Path, grid: Grid) -> None:
-        self._spans = _lossy(grid)
+    def __init__(self, path: Path, grid: Grid, seed: int = 1) -> None:
+        self._spans, self._seed = _lossy(grid), seed
         self._sums = np.zeros(len(self._spans), _SUM)
         # Not cut off first: to write over what is in the page cache takes a third of the time.
         self._file = io.FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "w")
@@ -100,7 +103,7 @@ class Losing:
             OSError: the disk is full.
         """
         write_span(self._file.fileno(), span, values)
-        self._sums[span.index] = _sum(values)
+        self._sums[span.index] = _sum(values, self._seed)
 
     def complete(self) -> None:
         """All lossy spans are written: end the file, which can be given a name now.
@@ -114,11 +117,11 @@ class Losing:
         self._file.close()
 
 
-def _sum(values: Vector) -> int:
+def _sum(values: Vector, seed: int) -> int:
     """All bits as numbers of 64 bits, added up: ten times as fast as a CRC-32, which nothing here needs."""
     pairs = len(values) // 2
     last = int(values[2 * pairs :].view(np.uint32).sum())
-    return (int(np.add.reduce(values[: 2 * pairs].view(np.uint64))) + last) % (1 << 64)
+    return (seed + int(np.add.reduce(values[: 2 * pairs].view(np.uint64))) + last) % (1 << 64)
 
 
 def _lossy(grid: Grid) -> list[Span]:

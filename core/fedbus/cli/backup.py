@@ -10,7 +10,7 @@ import click
 from fedbus_schemas.report import BackupReport, RestoreReport
 
 from fedbus.cli.output import dir_option, json_option, print_json, reporting
-from fedbus.runtime.backup import back_up, take_up
+from fedbus.runtime.backup import back_up
 from fedbus.runtime.backup import restore as put_back
 from fedbus.runtime.identity import stack_folder
 
@@ -52,8 +52,7 @@ def backup(to: Path, folder: Path | None, as_json: bool) -> None:
 def restore(backup: Path, folder: Path | None, as_json: bool) -> None:
     """Make a stack in a new folder (--dir) from BACKUP; `fedbus up` there goes on with its runs."""
     home = stack_folder(folder)
-    index = put_back(backup, home)
-    runs = asyncio.run(take_up(home))
+    index, runs = asyncio.run(put_back(backup, home))
     report = RestoreReport(folder=str(home), bytes=index.bytes, made_at=index.made_at, open_runs=runs)
     if as_json:
         print_json(report)

@@ -105,21 +105,34 @@ def _times_of(round_: Round) -> list[float]:
     return [at - opened.at for at in round_.accepted_at.values()] + [cut_off.at - opened.at] * missed
 
 
-def rule(round_: Round, now: float, manifests: Collection[Attempt] | None) -> Ruling:
+def rule(
+    round_: Round,
+    now: float,
+    manifests: Collection[Attempt] | None,
+    *,
+    since: float = 0.0,
+    most_s: float = 0.0,
+) -> Ruling:
     """Decide about an open round.
 
     Args:
         round_: the fold of its log; it must be open.
         now: seconds since 1970.
         manifests: attempts whose manifest was stored at the cut-off; None: not listed yet.
+        since: when its run was restored from a backup, where it was: nobody could send before.
+        most_s: how long a round without a quorum is waited for, where its own deadline is shorter.
     """
     opened = round_.opened
     assert opened is not None
     assert round_.state == "open", "only an open round can be ruled on"
-    have, deadline = len(round_.accepted), opened.at + opened.deadline_s
+    began, have = max(opened.at, since), len(round_.accepted)
+    deadline = began + opened.deadline_s
     awaited = round_.awaited
     if have >= opened.target:
         ending: Close | Abort = Close("target", f"have {have} updates, wanted {opened.target}")
+    elif deadline <= now < began + most_s and have < opened.quorum and awaited:
+        said = f"its deadline of {opened.deadline_s:g} s passed without a quorum of {opened.quorum}"
+        return Hold("updates", f"waiting for {_names(awaited)}: have {have}; {said}", began + most_s)
     elif now >= deadline:
         ending = _with_quorum(round_, "deadline", f"deadline of {opened.deadline_s:g} s passed")
     elif not awaited:

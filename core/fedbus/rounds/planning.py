@@ -30,7 +30,7 @@ from fedbus.rounds.close import (
 from fedbus.rounds.evaluating import last_score_s, to_score
 from fedbus.rounds.fold import Round
 from fedbus.rounds.reasons import AbortCode, LossCode, WaitCode
-from fedbus.rounds.roster import BEAT_S, LOST_AFTER_S, STALLED_AFTER_S, Exclusion, Roster
+from fedbus.rounds.roster import BEAT_S, LOST_AFTER_S, Exclusion, Roster
 
 # Round 0 makes the first model. Two members, the first to finish counts: one may die.
 FIRST_MODEL_MEMBERS = 2
@@ -188,7 +188,7 @@ def next_step(
             step = Wait("aggregating", "the aggregator folds the round", now + 5.0)
             return (_announced(following, number, "closed") or step) if _is_at_work(round_) else step
     return _announced(following, number, "open") or _open_round(
-        record.name, number, round_, following, roster, now
+        record, number, round_, following, roster, now
     )
 
 
@@ -227,12 +227,13 @@ def _announced(following: Following, number: int, state: str) -> Announce | None
 
 
 def _open_round(
-    run: str, number: int, round_: Round, following: Following, roster: Roster, now: float
+    record: RunRecord, number: int, round_: Round, following: Following, roster: Roster, now: float
 ) -> Step:
-    lost = _lost_member(run, number, round_, following, roster, now)
+    lost = _lost_member(record.name, number, round_, following, roster, now)
     if lost is not None:
         return Append(number, lost)
-    match rule(round_, now, following.manifests.get(number)):
+    listed, most_s = following.manifests.get(number), record.plan.close.deadline_s
+    match rule(round_, now, listed, since=record.restored_at or 0.0, most_s=most_s):
         case Close(code, reason):
             return Append(number, Closing(at=now, code=code, reason=reason))
         case Abort(code, reason):
@@ -242,7 +243,7 @@ def _open_round(
         case Hold(code, reason, until):
             # Wake at each beat at the latest: silence is noticed by the clock alone.
             if code == "updates":
-                reason += _doing(run, number, round_, roster)
+                reason += _doing(record.name, number, round_, roster)
             return Wait(code, reason, min(until, now + BEAT_S))
 
 
@@ -272,10 +273,10 @@ def _lost_member(
             code, reason = "left", f"{worker} left"
         elif roster.silent(worker, since, now):
             code, reason = "silent", f"{worker} was not heard for over {LOST_AFTER_S:g} s"
-        elif pace is not None and min(pace.stalled_s(now), now - since) > STALLED_AFTER_S:
+        elif pace is not None and min(pace.stalled_s(now), now - since) > pace.patience_s:
             got = f"it is at {pace.progress.phase} {pace.progress.fraction:.0%}"
             code = "stalled"
-            reason = f"{worker} beats, and has got no further for over {STALLED_AFTER_S:g} s: {got}"
+            reason = f"{worker} beats, and has got no further for over {pace.patience_s:g} s: {got}"
         if code is not None:
             return WorkerLost(at=now, worker=worker, node=node, code=code, reason=reason)
     return None

@@ -23,22 +23,40 @@ LOST_AFTER_S = 10.0
 NEWS_S = 600.0
 # From the first beat that is heard: by then everyone who is here has beaten.
 SETTLED_AFTER_S = 1.25 * BEAT_S
-# Without any progress, who has made some: a trainer that hangs under an agent that beats.
+# Without any progress, who has made some: a trainer that hangs under an agent that beats. Some tasks say
+# seldom how far they are: so many of their own longest steps are waited for, too.
 STALLED_AFTER_S = 120.0
+LONGEST_STEPS = 5
+# What depends on the broker, which may be full or away, is not the worker's fault.
+_OWN_WORK = ("train", "evaluate", "encode")
 # Seats of one worker whose progress is remembered.
 MOST_PROGRESS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How far a worker is in one seat, and since when it is that far."""
+    """How far a worker is in one seat, since when it is that far, and the longest that a step of it took."""
 
     progress: Progress
     since: float
+    longest: float = 0.0
+
+    @property
+    def patience_s(self) -> float:
+        """How long it may take to get further."""
+        return max(STALLED_AFTER_S, round(LONGEST_STEPS * self.longest))
 
     def stalled_s(self, now: float) -> float:
-        """How long it has got no further; 0 for who says nothing of how far it is."""
-        return now - self.since if 0 < self.progress.fraction < 1 else 0.0
+        """How long it has got no further by its own work; 0 for who says nothing of how far it is."""
+        own = self.progress.phase in _OWN_WORK and 0 < self.progress.fraction < 1
+        return now - self.since if own else 0.0
+
+    def then(self, progress: Progress, at: float) -> Pace:
+        """What it is when more is heard."""
+        if (self.progress.phase, self.progress.fraction) == (progress.phase, progress.fraction):
+            return Pace(progress, self.since, self.longest)
+        step = at - self.since if self.progress.phase == progress.phase and self.progress.fraction else 0.0
+        return Pace(progress, at, max(self.longest, step))
 
 
 @dataclass(slots=True)
@@ -111,9 +129,8 @@ class Roster:
             # Only the run's present round matters, and a worker cannot make us remember without end.
             kept = [k for k in known.paces if k != key and (k[0] != progress.run or k[1] == progress.round)]
             before = known.paces.get(key)
-            same = before is not None and _how_far(before.progress) == _how_far(progress)
             known.paces = {k: known.paces[k] for k in kept[1 - MOST_PROGRESS :]}
-            known.paces[key] = Pace(progress, before.since if before is not None and same else at)
+            known.paces[key] = before.then(progress, at) if before is not None else Pace(progress, at)
 
     def pace_of(self, worker: str, run: str, number: int, node: str) -> Pace | None:
         """How far one seat of one round is, as last heard."""
@@ -167,10 +184,6 @@ def _lacks_task(task: str, offered: Sequence[str]) -> str:
     if close := nearest(task, offered):
         return f"{said}; did you mean {close}?"
     return f"{said}; it is offered by: fedbus-worker join --task {task}" if ":" in task else said
-
-
-def _how_far(progress: Progress) -> tuple[str, float]:
-    return progress.phase, progress.fraction
 
 
 def _says(beat: Beat) -> dict[str, object]:

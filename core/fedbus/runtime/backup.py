@@ -6,11 +6,13 @@ The broker's files are copied while it works, then once more what changed meanwh
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,19 +24,23 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedbus.base.clock import SystemClock
-from fedbus.base.errors import ConfigError, UnknownRun, describe
+from fedbus.base.errors import ConfigError, RemoteContractError, UnknownRun, describe
 from fedbus.bus import Bus
 from fedbus.bus.credentials import write_private
 from fedbus.bus.runs import Runs
 from fedbus.runtime.accounts import ACCOUNTS_FILE
 from fedbus.runtime.broker import Broker
-from fedbus.runtime.claim import Claim
+from fedbus.runtime.claim import Claim, is_claimed
+from fedbus.runtime.listening import LOOPBACK
 from fedbus.runtime.stackfile import STACK_FILE, STACK_LOCK, make_folder, read_stack
 
 INDEX = "backup.json"
 STORE = Path("broker") / "store"
-PASSES = 2  # while the broker works: the second one leaves little to copy while it is stopped
+# While the broker works it is copied again and again, until so little is left to copy while it is stopped.
+LITTLE_BYTES, MOST_PASSES = 64 << 20, 5
 STOP_S = 5.0
+# Whoever supervises the broker ends it when it does not answer for a while.
+MOST_STOPPED_S = 10.0
 COARSE_NS = 10**9
 _PIECE = 1 << 20
 
@@ -87,18 +93,25 @@ def back_up(folder: Path, to: Path) -> Made:
     make_folder(to)
     if any(to.iterdir()):
         raise ConfigError(f"{to} is not empty", hint="a backup goes into a new folder")
+    to.chmod(0o700)
     _check_space(folder / STORE, to)
     copied: dict[Path, tuple[int, int]] = {}
-    for _ in range(PASSES):
+    for _ in range(MOST_PASSES):
+        if _copy_changed(folder / STORE, to / STORE, copied) <= LITTLE_BYTES:
+            break
+    pid = _running(folder)
+    with _stopped(pid):
+        began = time.monotonic()
         _copy_changed(folder / STORE, to / STORE, copied)
-    began = time.monotonic()
-    stack = read_stack(folder) or stack  # it may have been started again
-    with _stopped(stack.broker_pid):
-        _copy_changed(folder / STORE, to / STORE, copied)
-        stopped_s = time.monotonic() - began if stack.broker_pid else 0.0
+        stopped_s = time.monotonic() - began if pid else 0.0
+        if _running(folder) != pid or (pid is not None and not _stands_still(pid)):
+            raise ConfigError("the broker was started meanwhile: what was copied is not of one instant")
+    if stopped_s > MOST_STOPPED_S:
+        raise ConfigError(
+            f"the broker had to stand still for {stopped_s:.0f} s", hint="back up to a faster disk"
+        )
     # Who was let in later than the instant of the store can come again, where the accounts are newer.
-    shutil.copyfile(folder / ACCOUNTS_FILE, to / ACCOUNTS_FILE)
-    (to / ACCOUNTS_FILE).chmod(0o600)
+    write_private(to / ACCOUNTS_FILE, (folder / ACCOUNTS_FILE).read_text())
     stack.model_copy(update={"broker_pid": None, "processes": {}}).save(to)
     names = sorted(str(path.relative_to(to)) for path in to.rglob("*") if path.is_file())
     index = BackupIndex(made_at=SystemClock().now(), files={name: _digest(to / name) for name in names})
@@ -106,8 +119,26 @@ def back_up(folder: Path, to: Path) -> Made:
     return Made(index, stopped_s)
 
 
-def restore(backup: Path, folder: Path) -> BackupIndex:
-    """Put a backup where a stack can be started from it.
+async def restore(backup: Path, folder: Path) -> tuple[BackupIndex, list[str]]:
+    """Make a stack from a backup, or leave nothing behind.
+
+    Returns:
+        What the backup says of itself, and the runs that go on.
+
+    Raises:
+        ConfigError: it is no backup, a file of it is damaged, or the folder has a stack already.
+        BusUnavailable: the broker does not come up on what was restored.
+    """
+    index = await asyncio.to_thread(put_back, backup, folder)
+    try:
+        return index, await take_up(folder)
+    except BaseException:
+        _remove(folder)
+        raise
+
+
+def put_back(backup: Path, folder: Path) -> BackupIndex:
+    """Put a backup's files where a stack can be started from them.
 
     Raises:
         ConfigError: it is no backup, a file of it is damaged, or the folder has a stack already.
@@ -122,14 +153,11 @@ def restore(backup: Path, folder: Path) -> BackupIndex:
             for name, kept in index.files.items():
                 target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                shutil.copyfile(backup / name, target)
-                target.chmod(0o600)
+                _copy_private(backup / name, target)
                 if _digest(target) != kept:
                     raise ConfigError(f"{backup / name} is not what was backed up: it is damaged")
         except BaseException:
-            shutil.rmtree(folder / "broker", ignore_errors=True)
-            for name in (STACK_FILE, ACCOUNTS_FILE):
-                (folder / name).unlink(missing_ok=True)
+            _remove(folder)
             raise
     finally:
         claim.release()
@@ -171,14 +199,17 @@ async def take_up(folder: Path) -> list[str]:
     Raises:
         BusUnavailable: the broker does not come up on what was restored.
     """
-    broker = Broker(folder)
-    broker.start()
+    stack = read_stack(folder)
+    assert stack is not None, "it was restored"
+    # Where it listened before, the stack that was backed up may still do.
+    broker = Broker(folder, listen=f"{LOOPBACK}:{_free_port()}")
+    await asyncio.to_thread(broker.start)
     try:
         bus = await Bus.connect(broker.accounts.credentials("planner"))
         try:
             runs, open_ = Runs(bus), []
             for name in await runs.names():
-                with contextlib.suppress(UnknownRun):
+                with contextlib.suppress(UnknownRun, RemoteContractError):
                     record, revision = await runs.get(name)
                     if not record.done:
                         now = SystemClock().now()
@@ -188,7 +219,32 @@ async def take_up(folder: Path) -> list[str]:
         finally:
             await bus.close()
     finally:
-        broker.stop()
+        await asyncio.to_thread(broker.stop)
+        stack.save(folder)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder / "broker", ignore_errors=True)
+    for name in (STACK_FILE, ACCOUNTS_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _copy_private(source: Path, target: Path) -> None:
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with source.open("rb") as read, os.fdopen(descriptor, "wb") as written:
+        shutil.copyfileobj(read, written, _PIECE)
+
+
+def _free_port() -> int:
+    with socket.create_server((LOOPBACK, 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def _running(folder: Path) -> int | None:
+    """The broker's process; None where none runs: what a kill left in `stack.json` may be anybody's now."""
+    stack = read_stack(folder)
+    return stack.broker_pid if stack and is_claimed(folder / "broker" / "lock") else None
 
 
 def _check_space(store: Path, to: Path) -> None:
@@ -198,11 +254,15 @@ def _check_space(store: Path, to: Path) -> None:
         raise ConfigError(f"{to} has {free / 1e6:.0f} MB free, the backup needs {needed / 1e6:.0f} MB")
 
 
-def _copy_changed(source: Path, target: Path, copied: dict[Path, tuple[int, int]]) -> None:
+def _copy_changed(source: Path, target: Path, copied: dict[Path, tuple[int, int]]) -> int:
     """Make the target what the source is, but for what is known to be the same: by size and time of change.
 
     Clocks of file systems are coarse: what was changed just before it was copied may change again unnoticed.
+
+    Returns:
+        How many bytes were copied.
     """
+    size = 0
     there: set[Path] = set()
     began = time.time_ns()
     for path in sorted(source.rglob("*")):
@@ -215,12 +275,14 @@ def _copy_changed(source: Path, target: Path, copied: dict[Path, tuple[int, int]
             if copied.get(name) != (stat.st_size, stat.st_mtime_ns):
                 (target / name).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 shutil.copyfile(path, target / name)
+                size += stat.st_size
                 settled = stat.st_mtime_ns < began - COARSE_NS
                 copied[name] = (stat.st_size, stat.st_mtime_ns if settled else 0)
             there.add(name)
     for name in copied.keys() - there:
         (target / name).unlink(missing_ok=True)
         del copied[name]
+    return size
 
 
 def _digest(path: Path) -> KeptFile:
@@ -240,9 +302,8 @@ def _stopped(pid: int | None) -> Iterator[None]:
         return
     try:
         os.kill(pid, signal.SIGSTOP)
-    except ProcessLookupError:
-        yield  # it has just died: nothing changes any more but by a restart, which takes longer than this
-        return
+    except OSError as error:
+        raise ConfigError(f"the broker, process {pid}, cannot be stopped for a moment: {error}") from error
     try:
         deadline = time.monotonic() + STOP_S
         while not _stands_still(pid):

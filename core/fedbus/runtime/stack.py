@@ -235,6 +235,8 @@ class LocalStack:
             # A process leads the group of all that it started, such as a trainer.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
+            # Its watchdog may have been stopped with it, and would never say that it ended.
+            self._processes[name].send_signal(signal.SIGCONT)
 
 
 def _signal_of(code: int | None) -> int:

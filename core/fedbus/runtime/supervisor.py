@@ -63,6 +63,7 @@ class Supervisor:
             for name in self._stack.dead():
                 if not self._restarts.down(name):
                     self._silence.forget(name)
+                    self._stack.signs.forget(name)
                     self._note_end(name, self._hung.pop(name, "") or self._stack.how_it_ended(name))
             self._end_what_hangs()
             for name in self._restarts.due(time.monotonic()):
@@ -84,10 +85,13 @@ class Supervisor:
     async def _ask_broker(self) -> None:
         """Have the broker give signs of life, too: it answers who asks."""
         while True:
-            with contextlib.suppress(FedbusError, OSError):  # its files may be away for a moment
+            try:
                 credentials = self._stack.broker.accounts.credentials("operator")
-                if await asyncio.to_thread(probe, credentials, PROBE_S) is not Answer.SILENT:
-                    self._silence.hear(BROKER, time.monotonic())
+                heard = await asyncio.to_thread(probe, credentials, PROBE_S) is not Answer.SILENT
+            except Exception:  # we could not ask: that says nothing of the broker
+                heard = self._stack.broker.running()
+            if heard:
+                self._silence.hear(BROKER, time.monotonic())
             await asyncio.sleep(PROBE_S)
 
     async def _trim_logs(self) -> None:

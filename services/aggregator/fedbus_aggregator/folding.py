@@ -150,7 +150,7 @@ class Folding:
         assert self._table is not None
         return await self._publishing.publish(NextModel(ref, self._base, self._table, source))
 
-    async def make_again(self, ref: RoundRef, round_: Round, made: ModelManifest) -> str:
+    async def make_again(self, ref: RoundRef, round_: Round, model: str, made: ModelManifest) -> str:
         """The digest of the model that comes out now, where a round has made one.
 
         Raises:
@@ -161,7 +161,12 @@ class Folding:
         await self.add_accepted(ref, round_)
         source = await self._source(ref, round_)
         assert self._table is not None
-        digest, _ = await self._publishing.make_again(NextModel(ref, self._base, self._table, source), made)
+        wanted = NextModel(ref, self._base, self._table, source)
+        digest, _ = await self._publishing.make_again(wanted, made)
+        if digest != model and not made.is_delta:
+            # Its aggregator may have lost what the base lacks, and sent the model whole for the plan's sake.
+            again, _ = await self._publishing.make_again(wanted, made, forgetful=True)
+            return again if again == model else digest
         return digest
 
     async def _source(self, ref: RoundRef, round_: Round) -> Sum | Columns:

@@ -86,17 +86,25 @@ class Publishing:
             log.warning("what earlier models lack %s: this one travels whole, without it", error, extra=told)
         return await self._publish(wanted, base, True, None)
 
-    async def make_again(self, wanted: NextModel, made: ModelManifest) -> tuple[str, int]:
+    async def make_again(
+        self, wanted: NextModel, made: ModelManifest, *, forgetful: bool = False
+    ) -> tuple[str, int]:
         """What `publish` gave, when it made a model that is known.
 
         Whether it travels whole is what it says itself: its aggregator may have had to send it whole.
+
+        Args:
+            wanted: as for `publish`.
+            made: the model.
+            forgetful: as an aggregator that did not know what its base lacks.
 
         Raises:
             ResidualDamaged: what its base lacks is not here.
         """
         base = await self._models.get(wanted.base) if wanted.base else None
         whole = not made.is_delta
-        if whole and not travels_whole(self._plan, wanted.ref, base.manifest if base else None):
+        planned = travels_whole(self._plan, wanted.ref, base.manifest if base else None)
+        if whole and (forgetful or not planned):
             return await self._publish(wanted, base, whole, None)
         with self._lost_before(wanted, base) as lost:
             return await self._publish(wanted, base, whole, lost)

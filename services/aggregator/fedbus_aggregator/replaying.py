@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import ExitStack
 
-from fedbus.base.errors import UnknownRun
+from fedbus.base.errors import RoundError, UnknownRun
 from fedbus.bus import Bus
 from fedbus.bus.log import read_round
 from fedbus.bus.modelcache import model_cache
@@ -86,18 +86,21 @@ class Replaying:
         assert round_.aggregated is not None
         folding = await self._prepared(ref)
         model = round_.aggregated.model
+        made = made or await read_manifest(self._bus, model)
         try:
-            digest = await folding.make_again(ref, round_, made or await read_manifest(self._bus, model))
+            digest = await folding.make_again(ref, round_, model, made)
         except Corrupted as error:
             self._forget()
+            if error.refusal.code == "too-large":
+                raise RoundError(error.refusal.reason) from error
             if error.refusal.code == "stream-missing":
                 return "not-retained", f"an update of {error.update.worker} is not stored any more", None
             return "different", f"the update of {error.update.worker}: {error.refusal.reason}", None
         except ResidualDamaged as error:
             self._forget()
             return "not-retained", f"what its base lacks of the exact sum {error}", None
-        self._last = ref
         if digest == model:
+            self._last = ref
             return "equal", "the same model comes out", digest
         return "different", f"model {digest[:12]} comes out, the log says {model[:12]}", digest
 

@@ -59,12 +59,13 @@ class Sum:
         return self._added == list(keys[: len(self._added)])
 
     async def add(self, key: str, values: Vector, weight: float) -> None:
-        """Add one update; its values are spoilt."""
+        """Add one update; its values are spoilt. A sum that one was added to in part begins with none."""
+        self._added.append("")
         async with aclosing(in_order(self._parts(values, weight))) as added:
             async for _ in added:
                 pass
         self._strategy.counted(weight)
-        self._added.append(key)
+        self._added[-1] = key
 
     async def means(self, grid: Grid) -> AsyncGenerator[Mean]:
         """The mean update, span by span."""

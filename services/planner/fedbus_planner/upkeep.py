@@ -86,10 +86,13 @@ class Upkeep:
         last = obsolete(plan, number)
         if last <= self._purged.get(run, -1):
             return
-        counted = (await read_round(self._bus, RoundRef(run, last))).accepted
-        if counted:
-            end = max(update.seq for update in counted)
-            await purge(self._bus, subjects.UPDATES, f"fb.update.{run}.>", before=end + 1)
+        for number in range(last, self._purged.get(run, last - 1), -1):
+            # One that was aborted may have accepted nothing, which says nothing of those before it.
+            counted = (await read_round(self._bus, RoundRef(run, number))).accepted
+            if counted:
+                end = max(update.seq for update in counted)
+                await purge(self._bus, subjects.UPDATES, f"fb.update.{run}.>", before=end + 1)
+                break
         self._purged[run] = last
 
     def forget(self, run: str) -> None:

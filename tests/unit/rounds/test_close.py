@@ -219,6 +219,25 @@ def test_updates_that_nobody_judged_are_named() -> None:
     assert "updates of w1, w2 are stored, and no aggregator judged them" in ruling.reason
 
 
+def test_an_adaptive_deadline_ends_no_round_that_could_still_have_a_quorum() -> None:
+    round_ = fold(opened(*FOUR, quorum=2, deadline_s=3.0), accepted("w1"))
+    held = rule(round_, NOW + 4, None, most_s=600.0)
+    assert isinstance(held, Hold)
+    assert (held.code, held.until) == ("updates", NOW + 600)
+    assert "its deadline of 3 s passed without a quorum of 2" in held.reason
+    assert isinstance(rule(round_, NOW + 601, [], most_s=600.0), Abort)
+    enough = fold(opened(*FOUR, quorum=2, deadline_s=3.0), accepted("w1", "w2"))
+    assert isinstance(rule(enough, NOW + 4, [], most_s=600.0), Close)
+
+
+def test_a_deadline_counts_from_when_its_run_was_restored() -> None:
+    day = 86_400.0
+    round_ = fold(opened(*FOUR, quorum=2), accepted("w1"))
+    assert isinstance(rule(round_, NOW + day + 1, [], most_s=600.0), Abort)
+    assert isinstance(rule(round_, NOW + day + 1, [], since=NOW + day, most_s=600.0), Hold)
+    assert isinstance(rule(round_, NOW + day + 601, [], since=NOW + day, most_s=600.0), Abort)
+
+
 def timed(times: list[float], members: int = 4, code: str = "target") -> Round:
     """A round of so many members; those that count took so long, the last one ended it."""
     taken = [

@@ -321,6 +321,20 @@ def test_a_worker_that_gets_no_further_is_lost_though_it_beats() -> None:
     assert found.entry.reason == "w1 beats, and has got no further for over 120 s: it is at train 90%"
 
 
+def test_who_says_seldom_how_far_it_is_is_waited_for_longer() -> None:
+    roster = _roster("w1")
+    for at, share in ((0, 0.1), (100, 0.2), (200, 0.3)):
+        roster.hear_progress(progress("w1", 1).model_copy(update={"fraction": share}), NOW + at)
+    pace = roster.pace_of("w1", "run-1", 1, "0")
+    assert pace is not None
+    assert (pace.patience_s, pace.stalled_s(NOW + 500)) == (500, 300)
+    upload = progress("w1", 1).model_copy(update={"fraction": 0.5, "phase": "upload"})
+    roster.hear_progress(upload, NOW + 500)
+    pace = roster.pace_of("w1", "run-1", 1, "0")
+    assert pace is not None
+    assert pace.stalled_s(NOW + 5000) == 0, "the broker may be full"
+
+
 def test_who_stalls_while_no_planner_listened_is_not_lost_at_once() -> None:
     roster = _roster("w1", at=NOW + 1000)
     roster.hear_progress(progress("w1", 1).model_copy(update={"fraction": 0.5}), NOW)

@@ -115,6 +115,8 @@ def test_a_run_that_was_restored_begins_again_at_an_earlier_round() -> None:
     assert announced.hear(_news(6, run_at=restored + 1))
     assert [each.ref.number for each in announced.open()] == [6]
     assert not announced.hear(_news(10)), "what was said before the backup was restored is over"
+    assert announced.is_replaced(_news(9))
+    assert not announced.is_replaced(_news(6, run_at=restored + 1))
     assert announced.hear(_news(7, run_at=restored + 1))
 
 
