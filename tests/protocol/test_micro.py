@@ -128,8 +128,8 @@ async def test_who_may_ask_and_who_may_answer(stack: Stack) -> None:
             with pytest.raises(AuthRefused):
                 await ask_for(party, "r")
         # Nobody takes another's place.
-        with pytest.raises(AuthRefused, match=r"fb\.api\.aggregator"):
-            await serve(aggregator, "aggregator", VERBS)
+        with pytest.raises(AuthRefused, match=r"fb\.api\.enroll"):
+            await serve(aggregator, "enroll", VERBS)
         with pytest.raises(AuthRefused, match=r"fb\.api\.planner"):
             await serve(worker, "planner", VERBS)
         for service in ("aggregator", "planner"):
