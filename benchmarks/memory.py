@@ -10,19 +10,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
-from fedbus.api.federation import Federation
-from fedbus.bus import Bus
-from fedbus.runtime.stack import LocalStack
-from rounds import Setting, finish, gather, plan_of
+from rounds import Setting, finish, plan_of, standing
 from tables import machine, put
 from usage import KINDS, snapshot
 
@@ -67,27 +62,15 @@ def main() -> int:
 
 
 async def _measure(setting: Setting) -> Series:
-    folder = Path(tempfile.mkdtemp(prefix="fedbus-bench-"))
-    try:
-        async with LocalStack(folder / "stack") as stack:
-            stack.start_services()
-            credentials = stack.broker.accounts.credentials("operator")
-            bus = await Bus.connect(credentials)
-            try:
-                async with await Federation.connect(credentials) as federation:
-                    await gather(stack, federation, setting.workers, 120.0)
-                    await finish(stack, federation, bus, plan_of(setting, 3), "warm-up", 120.0)
-                    samples: list[dict[str, float]] = []
-                    sampling = asyncio.create_task(_sample(samples))
-                    plan = {**plan_of(setting, setting.rounds), "model": {"from": "warm-up"}}
-                    await finish(stack, federation, bus, plan, "measured", 1200.0)
-                    sampling.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await sampling
-            finally:
-                await bus.close()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    async with standing(setting.workers, 120.0) as (stack, federation, bus):
+        await finish(stack, federation, bus, plan_of(setting, 3), "warm-up", 120.0)
+        samples: list[dict[str, float]] = []
+        sampling = asyncio.create_task(_sample(samples))
+        plan = {**plan_of(setting, setting.rounds), "model": {"from": "warm-up"}}
+        await finish(stack, federation, bus, plan, "measured", 1200.0)
+        sampling.cancel()
+        with suppress(asyncio.CancelledError):
+            await sampling
     kinds = [kind for kind in KINDS if kind in samples[0] and kind != "watchdog"]
     return {kind: [sample[kind] for sample in samples] for kind in kinds}
 

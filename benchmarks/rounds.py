@@ -21,7 +21,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -182,6 +183,25 @@ async def _run(stack: LocalStack, setting: Setting, rounds: int, telemetry: str,
         rounds=total,
         usage=compare(first, last),
     )
+
+
+@asynccontextmanager
+async def standing(workers: int, timeout_s: float) -> AsyncIterator[tuple[LocalStack, Federation, Bus]]:
+    """A stack with so many workers in a temporary folder, and the operator's connections to it."""
+    folder = Path(tempfile.mkdtemp(prefix="fedbus-bench-"))
+    try:
+        async with LocalStack(folder / "stack") as stack:
+            stack.start_services()
+            credentials = stack.broker.accounts.credentials("operator")
+            bus = await Bus.connect(credentials)
+            try:
+                async with await Federation.connect(credentials) as federation:
+                    await gather(stack, federation, workers, timeout_s)
+                    yield stack, federation, bus
+            finally:
+                await bus.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def plan_of(setting: Setting, rounds: int) -> dict[str, Any]:

@@ -12,18 +12,13 @@ import argparse
 import asyncio
 import contextlib
 import shlex
-import shutil
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedbus.api.federation import Federation
-from fedbus.bus import Bus
-from fedbus.runtime.stack import LocalStack
-from rounds import Setting, finish, gather, plan_of
+from rounds import Setting, finish, plan_of, standing
 from tables import machine, put, table
 from usage import KINDS, PROC, KindUsage, compare, snapshot
 
@@ -64,34 +59,21 @@ def main() -> int:
 
 
 async def _measure(idle_s: float) -> tuple[dict[str, KindUsage], dict[str, Memory]]:
-    folder = Path(tempfile.mkdtemp(prefix="fedbus-bench-"))
-    try:
-        async with LocalStack(folder / "stack") as stack:
-            stack.start_services()
-            credentials = stack.broker.accounts.credentials("operator")
-            bus = await Bus.connect(credentials)
-            try:
-                async with await Federation.connect(credentials) as federation:
-                    await gather(stack, federation, WORKERS, TIMEOUT_S)
-                    small = plan_of(_setting(25_000, "ecq"), 2)
-                    await finish(stack, federation, bus, small, "small", TIMEOUT_S)
-                    await asyncio.sleep(SETTLE_S)
-                    before, began = _anonymous(), snapshot()
-                    await asyncio.sleep(idle_s)
-                    resting = compare(began, snapshot())
-                    memory = {}
-                    for codec in CODECS:
-                        plan = plan_of(_setting(ELEMENTS, codec), ROUNDS)
-                        async with asyncio.TaskGroup() as group:
-                            over = asyncio.Event()
-                            sampling = group.create_task(_sample(before, over))
-                            await finish(stack, federation, bus, plan, codec, TIMEOUT_S)
-                            over.set()
-                        memory[codec] = sampling.result()
-            finally:
-                await bus.close()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    async with standing(WORKERS, TIMEOUT_S) as (stack, federation, bus):
+        await finish(stack, federation, bus, plan_of(_setting(25_000, "ecq"), 2), "small", TIMEOUT_S)
+        await asyncio.sleep(SETTLE_S)
+        before, began = _anonymous(), snapshot()
+        await asyncio.sleep(idle_s)
+        resting = compare(began, snapshot())
+        memory = {}
+        for codec in CODECS:
+            async with asyncio.TaskGroup() as group:
+                over = asyncio.Event()
+                sampling = group.create_task(_sample(before, over))
+                plan = plan_of(_setting(ELEMENTS, codec), ROUNDS)
+                await finish(stack, federation, bus, plan, codec, TIMEOUT_S)
+                over.set()
+            memory[codec] = sampling.result()
     return resting, memory
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from fedbus_schemas.ids import RoundRef
 from fedbus_schemas.messages import Waiting
-from fedbus_schemas.report import ExplainReport, HintReport, PaceReport, PathStepReport
+from fedbus_schemas.report import ExplainReport, HintReport, PaceReport, PathStepReport, RoundReport
 
 from fedbus.api.traces import find_spans
 from fedbus.base.clock import SystemClock
@@ -14,13 +16,15 @@ from fedbus.telemetry.explaining import Pace, explain
 from fedbus.telemetry.tree import build
 
 
-async def read_explanation(bus: Bus, ref: RoundRef, waiting: Waiting) -> ExplainReport:
+async def read_explanation(
+    bus: Bus, ref: RoundRef, ask_waiting: Callable[[str], Awaitable[Waiting]]
+) -> ExplainReport:
     """Explain a round.
 
     Args:
         bus: the connection, as the operator.
         ref: which.
-        waiting: what its run waits for, which is told of a round that is open.
+        ask_waiting: what a run waits for, which is told of a round that is not over.
 
     Raises:
         UnknownRun: no such run, or it has no such round yet.
@@ -30,14 +34,16 @@ async def read_explanation(bus: Bus, ref: RoundRef, waiting: Waiting) -> Explain
     told = explain(found.round_, build(found.spans).spans, found.record.plan, SystemClock().now())
     opened = found.round_.opened
     assert opened is not None
-    under_way = report.state in ("open", "closing")
+    why: Waiting | RoundReport = report
+    if report.state in ("open", "closing"):
+        why = await ask_waiting(ref.run)
     whole = max(told.seconds, 1e-9)
     return ExplainReport(
         run=ref.run,
         round=ref.number,
         state=report.state,
-        code=waiting.code if under_way else report.code,
-        reason=waiting.reason if under_way else report.reason,
+        code=why.code,
+        reason=why.reason,
         seconds=round(told.seconds, 6),
         path=[
             PathStepReport(

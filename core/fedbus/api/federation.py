@@ -43,8 +43,8 @@ from fedbus.rounds.report import NOT_SCORED, round_report, run_report, run_summa
 from fedbus.rounds.waits import Waits
 from fedbus.tasks.vector import Tensors
 
-# How long a finished run is watched for scores that are due.
 REPLAY_S = 600.0  # one round, and those that it builds on
+# How long a finished run is watched for scores that are due.
 SCORE_WAIT_S = 60.0
 TICK_S = 2.0
 PLANNER_WAIT_S = 10.0
@@ -148,7 +148,7 @@ class Federation:
         Raises:
             UnknownRun: no such run, or it has no such round yet.
         """
-        return await read_explanation(self._bus, RoundRef(run, number), await self.waiting(run))
+        return await read_explanation(self._bus, RoundRef(run, number), self.waiting)
 
     async def replay(self, run: str, number: int) -> Replayed:
         """Have an aggregator make the model of a round again from what is stored, and compare the two.

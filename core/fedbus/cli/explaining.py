@@ -11,8 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedbus.api.federation import Federation
-from fedbus.api.refs import read_ref
-from fedbus.base.errors import ConfigError
+from fedbus.api.refs import read_round_ref
 from fedbus.cli.output import (
     console,
     dir_option,
@@ -50,12 +49,10 @@ _MEANING = {
 @reporting
 def explain(ref: str, folder: Path | None, url: str | None, as_json: bool) -> None:
     """Say where the time of one round (RUN/N) went, who was last, and what would have made it faster."""
-    run, number = read_ref(ref)
-    if number is None:
-        raise ConfigError(f"{ref} is a run; one round is explained", hint=f"fedbus round explain {run}/1")
+    which = read_round_ref(ref, "explain", "one round is explained")
 
     async def work(federation: Federation) -> ExplainReport:
-        return await federation.explain(run, number)
+        return await federation.explain(which.run, which.number)
 
     found = with_federation(folder, url, work)
     if as_json:
@@ -83,9 +80,8 @@ def _headline(found: ExplainReport) -> Text:
 
 def _path(found: ExplainReport) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1), title="critical path", title_justify="left")
-    names = [max((len(cell) for cell in column), default=0) for column in _cells(found)]
-    for name, width in zip(("step", "who"), names, strict=True):
-        table.add_column(name, no_wrap=True, min_width=width)
+    for name, cells in (("step", [s.name for s in found.path]), ("who", [s.party for s in found.path])):
+        table.add_column(name, no_wrap=True, min_width=max(map(len, cells), default=0))
     for name, width in (("took", 8), ("share", 5)):
         table.add_column(name, justify="right", no_wrap=True, min_width=width)
     table.add_column("")
@@ -99,10 +95,6 @@ def _path(found: ExplainReport) -> Table:
         took, share = sum(step.seconds for step in short), sum(step.share for step in short)
         table.add_row(f"{len(short)} others", "", duration(took), f"{share:.0%}", "")
     return table
-
-
-def _cells(found: ExplainReport) -> tuple[list[str], list[str]]:
-    return [step.name for step in found.path], [step.party for step in found.path]
 
 
 def _workers(found: ExplainReport) -> Table:

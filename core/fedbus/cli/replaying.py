@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -56,9 +57,7 @@ def replay(ref: str, every: bool, folder: Path | None, url: str | None, as_json:
     if as_json:
         print_json(list(found))
     elif every:
-        counts = {
-            code: sum(each.code == code for each in found) for code in dict.fromkeys(e.code for e in found)
-        }
+        counts = Counter(each.code for each in found)
         click.echo(f"{run}: " + ", ".join(f"{count} {code}" for code, count in counts.items()))
     if any(each.code == "different" for each in found):
         sys.exit(1)

@@ -10,9 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fedbus.api.federation import Federation
-from fedbus.api.refs import read_ref
+from fedbus.api.refs import read_round_ref
 from fedbus.api.traces import Trace
-from fedbus.base.errors import ConfigError
 from fedbus.cli.output import (
     console,
     dir_option,
@@ -38,12 +37,10 @@ BESIDE_BARS, LEAST_BAR, MOST_BAR = 52, 20, 100
 @reporting
 def trace(ref: str, folder: Path | None, url: str | None, as_json: bool) -> None:
     """Draw one round (RUN/N) over time: what each party did, when, and what failed."""
-    run, number = read_ref(ref)
-    if number is None:
-        raise ConfigError(f"{ref} is a run; a trace is of one round", hint=f"fedbus round trace {run}/1")
+    which = read_round_ref(ref, "trace", "a trace is of one round")
 
     async def work(federation: Federation) -> Trace:
-        return await federation.trace(run, number)
+        return await federation.trace(which.run, which.number)
 
     found = with_federation(folder, url, work)
     if as_json:

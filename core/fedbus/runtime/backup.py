@@ -286,12 +286,9 @@ def _copy_changed(source: Path, target: Path, copied: dict[Path, tuple[int, int]
 
 
 def _digest(path: Path) -> KeptFile:
-    digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-            size += len(piece)
-    return KeptFile(bytes=size, sha256=digest.hexdigest())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return KeptFile(bytes=file.tell(), sha256=digest)
 
 
 @contextmanager

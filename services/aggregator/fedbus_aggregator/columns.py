@@ -17,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 from fedbus.base.errors import CodecError, RoundError, StreamMissing
 from fedbus.bus import Bus
+from fedbus.bus.modelfile import longest
 from fedbus.bus.store import get_all
 from fedbus.bus.threads import Call, in_order
 from fedbus.codec import Vector
@@ -34,9 +35,8 @@ from fedbus_schemas.update import TensorSpec, UpdateManifest
 from fedbus_aggregator.reading import MEMORY_SHARE, Corrupted, available_memory
 from fedbus_aggregator.sums import Mean
 
-_LISTED_BYTES = (
-    128  # a digest of a manifest in memory: 64 characters, what Python adds, and its place in the list
-)
+# A digest of a manifest in memory: 64 characters, what Python adds, and its place in the list.
+_LISTED_BYTES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Columns:
             Corrupted: a chunk reads differently now.
         """
         weights = np.array([counted.update.weight for counted in self._counted])
-        memory = np.empty((len(self._counted), _longest(grid)), np.float32)
+        memory = np.empty((len(self._counted), longest(grid)), np.float32)
         names = (
             counted.subject(self._ref, span.index)
             for span in grid.spans
@@ -163,11 +163,7 @@ def needed_bytes(grid: Grid, updates: Sequence[AcceptedUpdate]) -> int:
     """
     # Only a model's single chunk can come inside its manifest.
     bodies = sum(update.bytes for update in updates) if len(grid.spans) == 1 else 0
-    return bodies + len(updates) * (_LISTED_BYTES * len(grid.spans) + 4 * _longest(grid))
-
-
-def _longest(grid: Grid) -> int:
-    return max(span.count for span in grid.spans)
+    return bodies + len(updates) * (_LISTED_BYTES * len(grid.spans) + 4 * longest(grid))
 
 
 def _check_memory(needs: int) -> None:

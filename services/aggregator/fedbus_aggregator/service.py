@@ -61,9 +61,8 @@ class Aggregator:
         self._stored: dict[RoundRef, StoredManifests] = {}
         self._unlisted: set[RoundRef] = set()
         self._listed_at = 0.0
-        self._unsure_until = float(
-            "inf"
-        )  # whether all that is stored of a round, from its opening on, is heard
+        # From then on all that is stored of a round is heard, from its opening on.
+        self._unsure_until = float("inf")
         self._due: dict[RoundRef, float] = {}  # when verdicts are appended that wait for others
         self._setbacks: Setbacks[RoundRef] = Setbacks("round", log)
         self._wake = asyncio.Event()
